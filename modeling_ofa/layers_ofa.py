@@ -1,5 +1,6 @@
-"""OFA's layers: attention with an additive position bias, encoder and decoder layers, adapters and prefixes."""
+"""OFA's layers: distance buckets, attention with an additive position bias, encoder and decoder layers, prefixes."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,54 @@ from transformers.utils import TransformersKwargs
 
 from .configuration_ofa import OFAConfig
 from .vision_ofa import OFADropPath
+
+
+# Relative distances beyond this one share a bucket; a constant of the official code, whatever the longest text.
+_MAX_TOKEN_DISTANCE = 1024
+
+
+def token_distance_buckets(bucket_size: int, max_length: int) -> torch.LongTensor:
+    """
+    Buckets of the distances `query - key` between tokens: exact up to half of `bucket_size`, logarithmic beyond.
+
+    Args:
+        bucket_size (`int`): Number of buckets to each side, zero included.
+        max_length (`int`): Number of positions.
+
+    Returns:
+        `torch.LongTensor` of shape `(2 * max_length - 1,)`: entry `d + max_length - 1` is the bucket of distance `d`.
+    """
+    # On the CPU always: the ceiling below must not depend on how a device rounds a logarithm.
+    distance = torch.arange(1 - max_length, max_length, device="cpu")
+    half = bucket_size // 2
+    magnitude = distance.abs().clamp(min=half - 1)
+    logarithmic = torch.log(magnitude / half) / math.log((_MAX_TOKEN_DISTANCE - 1) / half) * (half - 1)
+    bucket = (torch.ceil(logarithmic) + half).clamp(max=bucket_size - 1).long() * distance.sign()
+    return torch.where(magnitude <= half, distance, bucket) + bucket_size - 1
+
+
+def image_distance_buckets(query_ids: torch.Tensor, key_ids: torch.Tensor, bucket_size: int) -> torch.Tensor:
+    """
+    Buckets of the two-dimensional distances between image positions.
+
+    Args:
+        query_ids (`torch.LongTensor` of shape `(..., queries)`), key_ids (`torch.LongTensor` of shape `(..., keys)`):
+            Image positions: 0 for none (the start token of image codes), else `row * bucket_size + column + 1`.
+        bucket_size (`int`): Width of the grid of positions.
+
+    Returns:
+        `torch.LongTensor` of shape `(..., queries, keys)`: buckets of which the last three stand for "from none",
+        "to none" and "from none to none".
+    """
+    query_ids, key_ids = query_ids.unsqueeze(-1), key_ids.unsqueeze(-2)
+    span = 2 * bucket_size - 1
+    rows = (query_ids - 1) // bucket_size - (key_ids - 1) // bucket_size
+    columns = (query_ids - 1) % bucket_size - (key_ids - 1) % bucket_size
+    buckets = (rows + bucket_size - 1) * span + columns + bucket_size - 1
+    num_buckets = span * span + 3
+    buckets = torch.where(query_ids == 0, num_buckets - 3, buckets)
+    buckets = torch.where(key_ids == 0, num_buckets - 2, buckets)
+    return torch.where((query_ids == 0) & (key_ids == 0), num_buckets - 1, buckets)
 
 
 def split_heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:
@@ -32,7 +81,7 @@ def eager_attention_forward(
     position_bias: torch.Tensor | None = None,
     **kwargs: Unpack[TransformersKwargs],
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention written out; returns states `(batch, length, heads, dim)` and weights `(batch, heads, length, keys)`."""
+    """Attention in plain steps: states `(batch, length, heads, dim)` and weights `(batch, heads, length, keys)`."""
     weights = torch.matmul(query, key.transpose(2, 3)) * scaling
     if position_bias is not None:
         weights = weights + position_bias
@@ -139,7 +188,7 @@ class OFAAttention(nn.Module):
 
 
 class OFAAdapter(nn.Module):
-    """Bottleneck adapter ([Houlsby et al. 2019](https://huggingface.co/papers/1902.00751)) with a residual of its own."""
+    """Bottleneck adapter ([Houlsby et al. 2019](https://huggingface.co/papers/1902.00751)), residual included."""
 
     def __init__(self, d_model: int, adapter_dim: int):
         super().__init__()
@@ -304,7 +353,7 @@ class OFAPromptEncoder(nn.Module):
             prompt = self.trans(prompt)
         prompt = nn.functional.dropout(prompt, p=self.dropout, training=self.training)
         states = prompt.unflatten(-1, self.state_shape).permute(1, 2, 0, 3).unsqueeze(1)
-        return list(zip(states[0::2], states[1::2]))  # of (2 * layers, 1, heads, length, head_dim)
+        return list(zip(states[0::2], states[1::2], strict=True))  # of (2 * layers, 1, heads, length, head_dim)
 
 
 __all__ = [
@@ -315,5 +364,7 @@ __all__ = [
     "OFALayer",
     "OFAPromptEncoder",
     "eager_attention_forward",
+    "image_distance_buckets",
     "split_heads",
+    "token_distance_buckets",
 ]

@@ -7,19 +7,15 @@ of position queries and keys (absolute, the same in all layers) plus a learned t
 layer). That bias depends on positions alone, so one tensor serves all rows of a batch that share their layout.
 """
 
-import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.cache_utils import Cache, DynamicCache, EncoderDecoderCache
-from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
-from transformers.generation.logits_process import ForcedEOSTokenLogitsProcessor
 from transformers.masking_utils import create_bidirectional_mask, create_causal_mask
 from transformers.modeling_outputs import (
     BaseModelOutput,
@@ -35,13 +31,16 @@ from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
 from .configuration_ofa import OFAConfig
+from .generation_ofa import OFACache, OFAGenerationMixin
 from .layers_ofa import (
     OFAAttention,
     OFADecoderLayer,
     OFAEncoderLayer,
     OFALayer,
     OFAPromptEncoder,
+    image_distance_buckets,
     split_heads,
+    token_distance_buckets,
 )
 from .vision_ofa import (
     PATCH_SIZE,
@@ -54,9 +53,6 @@ from .vision_ofa import (
 
 
 logger = logging.get_logger(__name__)
-
-# Inputs that the encoder alone reads: once it has run, `generate` need not carry them, let alone copy them per beam.
-ENCODER_ONLY_INPUTS = ("pixel_values", "pixel_values_2", "patch_masks", "sample_patch_num", "inputs_embeds")
 
 
 @dataclass
@@ -77,85 +73,11 @@ class OFAEncoderOutput(BaseModelOutput):
     position_embeddings: torch.FloatTensor | None = None
 
 
-class OFACache(EncoderDecoderCache):
-    """
-    An [`EncoderDecoderCache`] whose cross-attention part has one row per *image*, not per beam, and which keeps the
-    projected position keys that the decoder would otherwise compute again at every step.
-    """
-
-    def __init__(self, *caches: Cache):
-        super().__init__(*caches)
-        self.position_keys: dict[str, torch.Tensor] = {}
-
-    @classmethod
-    def wrap(cls, cache: EncoderDecoderCache) -> "OFACache":
-        """`cache` itself, states and flags shared, as an [`OFACache`]."""
-        wrapped = cls(cache.self_attention_cache, cache.cross_attention_cache)
-        wrapped.__dict__.update(cache.__dict__)
-        return wrapped
-
-    def reset(self):
-        super().reset()
-        self.position_keys.clear()
-
-    def reorder_cache(self, beam_idx: torch.LongTensor):
-        # Beams never move between images, so what belongs to the image stays where it is.
-        self.self_attention_cache.reorder_cache(beam_idx)
-
-
 def shift_tokens_right(input_ids: torch.Tensor, pad_token_id: int, decoder_start_token_id: int) -> torch.Tensor:
     """Decoder inputs for `input_ids` as targets: one start token in front, the last token dropped, -100 as padding."""
     shifted = input_ids.roll(1, dims=-1)
     shifted[:, 0] = decoder_start_token_id
     return shifted.masked_fill(shifted == -100, pad_token_id)
-
-
-# Relative distances beyond this one share a bucket; a constant of the official code, whatever the longest text.
-_MAX_TOKEN_DISTANCE = 1024
-
-
-def token_distance_buckets(bucket_size: int, max_length: int) -> torch.LongTensor:
-    """
-    Buckets of the distances `query - key` between tokens: exact up to half of `bucket_size`, logarithmic beyond.
-
-    Args:
-        bucket_size (`int`): Number of buckets to each side, zero included.
-        max_length (`int`): Number of positions.
-
-    Returns:
-        `torch.LongTensor` of shape `(2 * max_length - 1,)`: entry `d + max_length - 1` is the bucket of distance `d`.
-    """
-    # On the CPU always: the ceiling below must not depend on how a device rounds a logarithm.
-    distance = torch.arange(1 - max_length, max_length, device="cpu")
-    half = bucket_size // 2
-    magnitude = distance.abs().clamp(min=half - 1)
-    logarithmic = torch.log(magnitude / half) / math.log((_MAX_TOKEN_DISTANCE - 1) / half) * (half - 1)
-    bucket = (torch.ceil(logarithmic) + half).clamp(max=bucket_size - 1).long() * distance.sign()
-    return torch.where(magnitude <= half, distance, bucket) + bucket_size - 1
-
-
-def image_distance_buckets(query_ids: torch.Tensor, key_ids: torch.Tensor, bucket_size: int) -> torch.Tensor:
-    """
-    Buckets of the two-dimensional distances between image positions.
-
-    Args:
-        query_ids (`torch.LongTensor` of shape `(..., queries)`), key_ids (`torch.LongTensor` of shape `(..., keys)`):
-            Image positions: 0 for none (the start token of image codes), else `row * bucket_size + column + 1`.
-        bucket_size (`int`): Width of the grid of positions.
-
-    Returns:
-        `torch.LongTensor` of shape `(..., queries, keys)`: buckets of which the last three stand for "from none",
-        "to none" and "from none to none".
-    """
-    query_ids, key_ids = query_ids.unsqueeze(-1), key_ids.unsqueeze(-2)
-    span = 2 * bucket_size - 1
-    rows = (query_ids - 1) // bucket_size - (key_ids - 1) // bucket_size
-    columns = (query_ids - 1) % bucket_size - (key_ids - 1) % bucket_size
-    buckets = (rows + bucket_size - 1) * span + columns + bucket_size - 1
-    num_buckets = span * span + 3
-    buckets = torch.where(query_ids == 0, num_buckets - 3, buckets)
-    buckets = torch.where(key_ids == 0, num_buckets - 2, buckets)
-    return torch.where((query_ids == 0) & (key_ids == 0), num_buckets - 1, buckets)
 
 
 class OFAPreTrainedModel(PreTrainedModel):
@@ -302,8 +224,8 @@ class OFAEncoder(OFAStack):
         rows, columns = features.shape[-2:]
         if max(rows, columns) > bucket_size:
             raise ValueError(
-                f"An image of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels gives {rows}x{columns} patches, "
-                f"but this model has positions for {bucket_size}x{bucket_size} only: resize it to at most "
+                f"An image of {pixel_values.shape[-2]}x{pixel_values.shape[-1]} pixels gives {rows}x{columns} "
+                f"patches, but this model has positions for {bucket_size}x{bucket_size} only: resize it to at most "
                 f"{bucket_size * PATCH_SIZE} pixels a side."
             )
         device = features.device
@@ -507,7 +429,7 @@ class OFADecoder(OFAStack):
     def self_position_keys(
         self, cache: Cache | None, length: int, code_rows: bool | torch.Tensor, device: torch.device
     ) -> torch.Tensor:
-        """Position keys `(1 or batch, heads, length, head_dim)` of self-attention; from the cache where it has them."""
+        """Position keys `(1 or batch, heads, length, head_dim)` of self-attention, as far as possible from the cache."""
         keys = cache.position_keys.get("self") if isinstance(cache, OFACache) else None
         known = 0 if keys is None else keys.shape[2]
         if known < length:
@@ -795,35 +717,7 @@ class OFAModel(OFAPreTrainedModel):
         )
 
 
-class ForcedEOSLogitsProcessor(LogitsProcessor):
-    """
-    Lets nothing but the end follow at the last step, at the price that the model asks for it. The library's own
-    [`ForcedEOSTokenLogitsProcessor`] makes it free, which ranks the beams that were cut short too high.
-    """
-
-    def __init__(self, max_length: int, eos_token_id: torch.Tensor):
-        self.max_length = max_length
-        self.eos_token_id = eos_token_id
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        if input_ids.shape[-1] != self.max_length - 1:
-            return scores
-        forced = torch.full_like(scores, -math.inf)
-        forced[:, self.eos_token_id] = scores[:, self.eos_token_id]
-        return forced
-
-
-class BeamTemperatureLogitsProcessor(LogitsProcessor):
-    """Beam search over `softmax(logits / temperature)`. The library reads `temperature` in sampling only."""
-
-    def __init__(self, temperature: float):
-        self.temperature = temperature
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
-        return (scores / self.temperature).log_softmax(dim=-1)
-
-
-class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
+class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
     """OFA with its language modeling head, tied to the token embeddings: every task of the paper."""
 
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
@@ -911,46 +805,6 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, GenerationMixin):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
-
-    @deprecate_kwarg("patch_images", version="1.0", new_name="pixel_values", warn_if_greater_or_equal_version=True)
-    def generate(self, *args: Any, **kwargs: Any):
-        return super().generate(*args, **kwargs)
-
-    generate.__doc__ = GenerationMixin.generate.__doc__
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = True,
-        input_ids: torch.LongTensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[torch.LongTensor, dict[str, Any]]:
-        # The decoder reads one encoder row an image, however many beams or samples the image has.
-        per_image = {name: model_kwargs.pop(name, None) for name in ("encoder_outputs", "attention_mask")}
-        for name in ENCODER_ONLY_INPUTS:
-            model_kwargs.pop(name, None)
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size=expand_size, is_encoder_decoder=False, input_ids=input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, **per_image}
-
-    def _prepare_cache_for_generation(self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any):
-        super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)
-        cache = model_kwargs.get("past_key_values")
-        if isinstance(cache, EncoderDecoderCache) and not isinstance(cache, OFACache):
-            model_kwargs["past_key_values"] = OFACache.wrap(cache)
-
-    def _get_logits_processor(
-        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
-    ) -> LogitsProcessorList:
-        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
-        for i, processor in enumerate(processors):
-            if isinstance(processor, ForcedEOSTokenLogitsProcessor):
-                processors[i] = ForcedEOSLogitsProcessor(processor.max_length, processor.eos_token_id)
-        temperature = generation_config.temperature
-        if not generation_config.do_sample and temperature not in (None, 1.0):
-            processors.insert(0, BeamTemperatureLogitsProcessor(temperature))
-        return processors
 
 
 class OFAClassificationHead(nn.Module):
