@@ -8,10 +8,18 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForSeq2SeqLM,
     AutoModelForSequenceClassification,
+    AutoProcessor,
+    AutoTokenizer,
 )
+from transformers.models.auto import image_processing_auto
+from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 exports it with torchvision only
 
 from .configuration_ofa import OFAConfig
+from .image_processing_ofa import OFAImageProcessor
+from .image_processing_pil_ofa import OFAImageProcessorPil
 from .modeling_ofa import OFAForConditionalGeneration, OFAForSequenceClassification, OFAModel, OFAPreTrainedModel
+from .processing_ofa import OFAProcessor
+from .tokenization_ofa import OFATokenizer
 
 
 __version__ = "0.1.0"
@@ -24,3 +32,24 @@ AutoModel.register(OFAConfig, OFAModel, exist_ok=True)
 AutoModelForImageTextToText.register(OFAConfig, OFAForConditionalGeneration, exist_ok=True)
 AutoModelForSeq2SeqLM.register(OFAConfig, OFAForConditionalGeneration, exist_ok=True)
 AutoModelForSequenceClassification.register(OFAConfig, OFAForSequenceClassification, exist_ok=True)
+AutoTokenizer.register(OFAConfig, tokenizer_class=OFATokenizer, exist_ok=True)
+AutoImageProcessor.register(
+    OFAConfig, image_processor_classes={"pil": OFAImageProcessorPil, "torchvision": OFAImageProcessor}, exist_ok=True
+)
+AutoProcessor.register(OFAConfig, OFAProcessor, exist_ok=True)
+# Pillow's pixels are the official ones, so they are the default even where torchvision is installed.
+if "OFAImageProcessor" not in image_processing_auto.DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS:
+    image_processing_auto.DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS.append("OFAImageProcessor")
+
+__all__ = [
+    "DEFAULT_CHECKPOINT",
+    "OFAConfig",
+    "OFAForConditionalGeneration",
+    "OFAForSequenceClassification",
+    "OFAImageProcessor",
+    "OFAImageProcessorPil",
+    "OFAModel",
+    "OFAPreTrainedModel",
+    "OFAProcessor",
+    "OFATokenizer",
+]
