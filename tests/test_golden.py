@@ -1,0 +1,240 @@
+"""
+The model against recordings of the official code, on weights that are regenerated from their names.
+
+Tolerances: log-probabilities 1e-4 and encoder states 2e-4 absolute (measured: 2e-6 and 5e-6), gradient norms 1e-3
+relative (measured: 3e-5), scores of hypotheses 1e-3 (measured: 3e-5).
+"""
+
+import json
+import random
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conversion_utils import detweights, official_args, official_state
+
+from convert.fairseq import infer_config, rename, to_native
+from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAForSequenceClassification
+from modeling_ofa.layers_ofa import image_distance_buckets, token_distance_buckets
+from modeling_ofa.modeling_ofa import OFADecoder
+
+
+GOLDEN = Path(__file__).parent / "golden"
+SLOW_SIZES = ("ofa_large", "ofa_huge")
+# Recordings named `mini_<variant>_<input>` were made with the checkpoint `mini_<variant>`.
+VARIANTS = (
+    "adapter",
+    "attnscale4",
+    "clshead",
+    "code256",
+    "entangle_off_nodisable",
+    "entangle_on_disable",
+    "entangle_on",
+    "noflags",
+    "prefix",
+    "resnet101",
+    "resnet152",
+    "resnet18",
+    "resnet34",
+    "scale_resids",
+    "vit",
+)
+
+
+def recordings(folder: str, suffix: str) -> list:
+    paths = sorted((GOLDEN / folder).glob(f"*{suffix}"))
+    assert paths
+    return [
+        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] if path.stem.startswith(SLOW_SIZES) else [])
+        for path in paths
+    ]
+
+
+@lru_cache(maxsize=2)
+def native_state(checkpoint: str) -> tuple[OFAConfig, dict[str, torch.Tensor]]:
+    state = official_state(checkpoint)
+    config = infer_config(state, official_args(checkpoint))
+    return config, to_native(state, config)
+
+
+def build(checkpoint: str, model_class: type = OFAForConditionalGeneration, **config_fields: Any) -> torch.nn.Module:
+    config, state = native_state(checkpoint)
+    config = OFAConfig(**{**config.to_dict(), **config_fields})
+    if config.type_vocab_size != 2:
+        key = "encoder.type_embedding.weight"
+        rows = detweights().det_tensor(key, (config.type_vocab_size, config.d_model))
+        state = {**state, f"model.{key}": torch.from_numpy(rows)}
+    model, info = model_class.from_pretrained(None, config=config, state_dict=dict(state), output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
+    return model.eval()
+
+
+def checkpoint_of(name: str) -> str:
+    """The checkpoint that a forward recording was made with."""
+    size = next(size for size in ("mini32", "mini", "ofa_tiny", "ofa_medium", "ofa_base", "ofa_large") if size in name)
+    case = name.removeprefix(f"{size}_")
+    variant = next((variant for variant in VARIANTS if case.startswith(variant)), None)
+    return f"{size}_{variant}" if variant else size
+
+
+def image(reference: list) -> torch.Tensor:
+    """The picture that a recording names: `[name, shape]`."""
+    return torch.from_numpy(detweights().det_tensor(*reference))
+
+
+@pytest.mark.parametrize("path", recordings("forward", ".npz"))
+def test_forward_gives_the_official_outputs(path: Path):
+    recorded = {key: value if key == "meta" else torch.from_numpy(value) for key, value in np.load(path).items()}
+    meta = json.loads(str(recorded["meta"]))
+    fields: dict[str, Any] = {}
+    if path.stem.startswith("mini_interp"):
+        fields = {"interpolate_position": True, "orig_patch_image_size": int(path.stem.split("_")[2][1:])}
+    if "twoimg" in path.stem:
+        fields = {"type_vocab_size": 3}
+    classifies = "head_out" in recorded
+    model = build(
+        checkpoint_of(path.stem),
+        OFAForSequenceClassification if classifies else OFAForConditionalGeneration,
+        **fields,
+    )
+    inputs = {"input_ids": recorded["src_tokens"].long(), "decoder_input_ids": recorded["prev_output_tokens"].long()}
+    for name, key in (("patch_images", "pixel_values"), ("patch_images_2", "pixel_values_2")):
+        if name in meta:
+            inputs[key] = image(meta[name])
+    inputs.update({key: recorded[key] for key in ("patch_masks", "code_masks") if key in recorded})
+    if "sampled_patch_ids" in recorded:
+        random.seed(0)
+        inputs["sample_patch_num"] = recorded["sampled_patch_ids"].shape[-1]
+    with torch.no_grad():
+        outputs = model(**inputs)
+
+    encoded = outputs.encoder_last_hidden_state
+    torch.testing.assert_close(encoded[:, :8], recorded["enc_first8"], atol=2e-4, rtol=0)
+    torch.testing.assert_close(encoded[:, -8:], recorded["enc_last8"], atol=2e-4, rtol=0)
+    torch.testing.assert_close(encoded.abs().sum(-1), recorded["enc_abs_sum"], atol=2e-4, rtol=1e-5)
+    if classifies:
+        torch.testing.assert_close(outputs.logits, recorded["head_out"], atol=1e-4, rtol=0)
+        return
+    logits, target = outputs.logits, recorded["target"].long()
+    log_probs = logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+    torch.testing.assert_close(log_probs, recorded["logprob_target"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits.logsumexp(-1), recorded["logits_logsumexp"], atol=1e-4, rtol=0)
+    assert torch.equal(logits.argmax(-1), recorded["argmax"].long())
+    rows, last = torch.arange(len(target)), target.ne(1).sum(1) - 1
+    subset = recorded["vocab_subset"].long()
+    torch.testing.assert_close(logits[:, 0][:, subset], recorded["logits_first_sub"], atol=1e-4, rtol=0)
+    torch.testing.assert_close(logits[rows, last][:, subset], recorded["logits_last_sub"], atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["train_mini_img128", "train_mini_img128_freeze_resnet"])
+def test_a_training_step_gives_the_official_loss_gradients_and_statistics(name: str):
+    recorded = json.loads((GOLDEN / f"{name}.json").read_text())
+    checkpoint = "mini_freeze_resnet" if name.endswith("freeze_resnet") else "mini"
+    model = build(checkpoint, dropout=0.0, encoder_drop_path_rate=0.0, decoder_drop_path_rate=0.0).train()
+    target = torch.tensor(recorded["target"])
+    outputs = model(
+        input_ids=torch.tensor(recorded["src_tokens"]),
+        decoder_input_ids=torch.tensor(recorded["prev_output_tokens"]),
+        pixel_values=image(recorded["patch_images"]),
+    )
+    log_probs = outputs.logits.log_softmax(-1)[target.ne(1)]
+    nll = -log_probs.gather(-1, target[target.ne(1)].unsqueeze(-1)).sum()
+    smoothing = 0.1 / (log_probs.shape[-1] - 1)  # the official criterion spreads epsilon over all other words
+    loss = (1 - 0.1 - smoothing) * nll - smoothing * log_probs.sum()
+    assert nll.item() == pytest.approx(recorded["nll"], rel=1e-3)
+    assert loss.item() == pytest.approx(recorded["loss"], rel=1e-3)
+
+    (loss / recorded["sample_size"]).backward()
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
+    for key, norm in recorded["grad_norm"].items():
+        gradient = parameters[f"model.{rename(key)}"].grad
+        if norm is None:  # parameters of image codes, which this step doesn't use
+            assert gradient is None or not gradient.any()
+        else:
+            assert gradient.norm().item() == pytest.approx(norm, rel=1e-3, abs=1e-6), key
+    for key, first in recorded["bn_buffers_first8_after"].items():
+        buffer = buffers[f"model.{rename(key)}"].flatten()[:8].float()
+        torch.testing.assert_close(buffer, torch.tensor(first, dtype=torch.float32), atol=1e-5, rtol=1e-3, msg=key)
+
+
+def generation_options(recorded: dict[str, Any]) -> dict[str, Any]:
+    """fairseq's options as transformers' (docs/generation.md says why each)."""
+    arguments, width = recorded["generator_args"], len(recorded["src_tokens"][0])
+    max_len = int(arguments.get("max_len_a", 0) * width + arguments.get("max_len_b", 200))
+    options = {
+        "num_beams": arguments["beam"],
+        "num_return_sequences": arguments["beam"],
+        "early_stopping": arguments["beam"] > 1,
+        "length_penalty": 0.0 if arguments.get("unnormalized") else float(arguments.get("lenpen", 1.0)),
+        "min_new_tokens": arguments.get("min_len", 1),
+        "max_new_tokens": max_len + 1,
+        "forced_eos_token_id": 2,
+        "suppress_tokens": [1],
+        "no_repeat_ngram_size": arguments.get("no_repeat_ngram_size", 0),
+        "temperature": arguments.get("temperature", 1.0),
+    }
+    if recorded["prefix_tokens"]:
+        everything = list(range(59457))
+
+        def allowed(row: int, ids: torch.Tensor) -> list[int]:
+            prefix = [token for token in recorded["prefix_tokens"][row] if token != 1]
+            step = len(ids) - 1
+            return [prefix[step]] if step < len(prefix) else everything
+
+        options["prefix_allowed_tokens_fn"] = allowed
+    return options
+
+
+@pytest.mark.parametrize("path", recordings("generate", ".json"))
+def test_generate_gives_the_official_hypotheses_and_scores(path: Path):
+    recorded = json.loads(path.read_text())
+    checkpoint = {
+        "caption_text_code256": "mini_code256",
+        "caption_text_entangle": "mini_entangle_on",
+        "caption_text_noflags": "mini_noflags",
+    }.get(recorded["case"], recorded["size"])
+    model = build(checkpoint)
+    embeddings = model.get_input_embeddings().weight.detach() * recorded["embed_mult"]
+    embeddings[2] *= recorded["eos_mult"]
+    model.get_input_embeddings().weight.data = embeddings
+    model.tie_weights()
+    inputs = {"input_ids": torch.tensor(recorded["src_tokens"])}
+    if "patch_images" in recorded:
+        inputs["pixel_values"] = image(recorded["patch_images"])
+        inputs["patch_masks"] = torch.tensor(recorded["patch_masks"])
+    outputs = model.generate(
+        **inputs, **generation_options(recorded), return_dict_in_generate=True, output_scores=True
+    )
+    beams = recorded["generator_args"]["beam"]
+    for row, hypotheses in enumerate(recorded["hypos"]):
+        found: dict[tuple[int, ...], float | None] = {}
+        for i in range(row * beams, (row + 1) * beams):
+            tokens = outputs.sequences[i, 1:].tolist()
+            end = tokens.index(2) + 1 if 2 in tokens else len(tokens)
+            found[tuple(tokens[:end])] = outputs.sequences_scores[i].item() if beams > 1 else None
+        assert next(iter(found)) == tuple(hypotheses[0]["tokens"])
+        assert set(found) == {tuple(hypothesis["tokens"]) for hypothesis in hypotheses}
+        if beams > 1:
+            for hypothesis in hypotheses:
+                assert found[tuple(hypothesis["tokens"])] == pytest.approx(hypothesis["score"], abs=1e-3)
+
+
+def test_distance_buckets_are_the_official_tables():
+    tables = {key: torch.from_numpy(value).long() for key, value in np.load(GOLDEN / "buckets.npz").items()}
+    for bucket_size in (256, 128):
+        assert torch.equal(token_distance_buckets(bucket_size, 1024), tables[f"token_{bucket_size}"])
+    ids = torch.arange(8 * 8 + 1)
+    assert torch.equal(image_distance_buckets(ids, ids, 8), tables["image_8"])
+    ids = torch.arange(42 * 42 + 1)
+    assert torch.equal(image_distance_buckets(ids[[0, 1, 900, 1764]], ids, 42), tables["image_42_rows"])
+
+
+@pytest.mark.parametrize("code_image_size", [128, 256])
+def test_image_codes_have_the_official_positions(code_image_size: int):
+    recorded = torch.from_numpy(np.load(GOLDEN / "buckets.npz")[f"code_{code_image_size}"])
+    config, _ = native_state("mini")
+    config = OFAConfig(**{**config.to_dict(), "code_image_size": code_image_size})
+    assert torch.equal(OFADecoder(config).code_positions(torch.arange(len(recorded))), recorded)
