@@ -1,0 +1,8 @@
+"""`python -m modeling_ofa.cli` is the `ofa` command."""
+
+import sys
+
+from . import main
+
+
+sys.exit(main())

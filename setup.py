@@ -1,0 +1,52 @@
+"""How `pip install .` builds the package: a small base install, and extras for what only some users need."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+
+here = Path(__file__).parent
+version = re.search(r'^__version__ = "(.+)"', (here / "modeling_ofa/__init__.py").read_text(encoding="utf-8"), re.M)
+
+# The tests ran with these lower bounds and, as constraints.txt pins them, with the newest releases; of torch with
+# 2.13.0 only, 2.6 being what transformers asks for. README.md, "What was tried", has the table.
+install_requires = [
+    "numpy>=1.26",
+    "pillow>=10.1",  # ImageFont.load_default(size)
+    "safetensors>=0.8",
+    "torch>=2.6",
+    "transformers>=5.17,<6",
+]
+
+extras = {
+    "train": ["accelerate>=1.1", "datasets>=3", "evaluate>=0.4", "peft>=0.18"],
+    "world": ["resvg-py>=0.5"],  # draws the scenes that the embedded checkpoint is trained on
+    "test": ["parameterized>=0.9", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=62.3"],
+    "dev": ["mypy>=1.15", "ruff>=0.14"],
+}
+extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+
+setup(
+    name="modeling-ofa",
+    version=version.group(1),
+    description="OFA, the unified vision-and-language model, for Hugging Face transformers",
+    long_description=(here / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    packages=find_packages(include=["modeling_ofa", "modeling_ofa.*", "convert", "convert.*"]),
+    package_data={"modeling_ofa": ["assets/**"]},
+    python_requires=">=3.10",
+    install_requires=install_requires,
+    extras_require=extras,
+    entry_points={"console_scripts": ["ofa = modeling_ofa.cli:main"]},
+    zip_safe=False,
+    classifiers=[
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
