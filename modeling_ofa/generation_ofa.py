@@ -10,7 +10,7 @@ from transformers.generation.logits_process import ForcedEOSTokenLogitsProcessor
 from transformers.utils.deprecation import deprecate_kwarg
 
 
-# Inputs that the encoder alone reads: once it has run, `generate` need not carry them, let alone copy them per beam.
+# Inputs that the encoder alone reads: `generate` copies none of them per beam, and the decoder's steps do without them.
 ENCODER_ONLY_INPUTS = ("pixel_values", "pixel_values_2", "patch_masks", "sample_patch_num", "inputs_embeds")
 
 
@@ -30,6 +30,18 @@ class OFACache(EncoderDecoderCache):
         wrapped = cls(cache.self_attention_cache, cache.cross_attention_cache)
         wrapped.__dict__.update(cache.__dict__)
         return wrapped
+
+    def expand_to_rows(self):
+        """Copies what belongs to an image for each of its beams or samples, as the caches of other models have it."""
+        rows = self.self_attention_cache.layers[0].keys.shape[0]
+        for layer in self.cross_attention_cache.layers:
+            copies = rows // layer.keys.shape[0]
+            if copies > 1:
+                layer.keys = layer.keys.repeat_interleave(copies, dim=0)
+                layer.values = layer.values.repeat_interleave(copies, dim=0)
+        keys = self.position_keys.get("cross")
+        if keys is not None and keys.shape[0] > 1:
+            self.position_keys["cross"] = keys.repeat_interleave(rows // keys.shape[0], dim=0)
 
     def reset(self):
         super().reset()
@@ -81,7 +93,11 @@ class OFAGenerationMixin(GenerationMixin):
 
     @deprecate_kwarg("patch_images", version="1.0", new_name="pixel_values", warn_if_greater_or_equal_version=True)
     def generate(self, *args: Any, **kwargs: Any):
-        return super().generate(*args, **kwargs)
+        output = super().generate(*args, **kwargs)
+        cache = getattr(output, "past_key_values", None)
+        if isinstance(cache, OFACache):
+            cache.expand_to_rows()
+        return output
 
     generate.__doc__ = GenerationMixin.generate.__doc__
 
@@ -93,13 +109,24 @@ class OFAGenerationMixin(GenerationMixin):
         **model_kwargs: Any,
     ) -> tuple[torch.LongTensor, dict[str, Any]]:
         # The decoder reads one encoder row an image, however many beams or samples the image has.
-        per_image = {name: model_kwargs.pop(name, None) for name in ("encoder_outputs", "attention_mask")}
-        for name in ENCODER_ONLY_INPUTS:
-            model_kwargs.pop(name, None)
+        names = ("encoder_outputs", "attention_mask", *ENCODER_ONLY_INPUTS)
+        per_image = {name: model_kwargs.pop(name) for name in names if name in model_kwargs}
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size=expand_size, is_encoder_decoder=False, input_ids=input_ids, **model_kwargs
         )
         return input_ids, {**model_kwargs, **per_image}
+
+    def prepare_inputs_for_generation(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        model_inputs = super().prepare_inputs_for_generation(*args, **kwargs)
+        if model_inputs.get("encoder_outputs") is not None:
+            # What the encoder has read, only the encoder of an assistant model reads again.
+            for name in ENCODER_ONLY_INPUTS:
+                model_inputs.pop(name, None)
+        cache = model_inputs.get("past_key_values")
+        if model_inputs.get("decoder_attention_mask") is None and (cache is None or cache.get_seq_length() == 0):
+            # A padding token that was generated is a token like any other, with a cache and without one.
+            model_inputs["decoder_attention_mask"] = torch.ones_like(model_inputs["decoder_input_ids"])
+        return model_inputs
 
     def _prepare_cache_for_generation(self, generation_config: GenerationConfig, model_kwargs: dict, *args: Any):
         super()._prepare_cache_for_generation(generation_config, model_kwargs, *args)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 from transformers.activations import ACT2FN
-from transformers.cache_utils import Cache, EncoderDecoderCache
+from transformers.cache_utils import EncoderDecoderCache
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.processing_utils import Unpack
@@ -121,10 +121,10 @@ class OFAAttention(nn.Module):
         self,
         hidden_states: torch.Tensor,
         key_value_states: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         attention_mask: torch.Tensor | None = None,
         position_bias: torch.Tensor | None = None,
-        prompt: tuple[torch.Tensor, torch.Tensor] | None = None,
+        prompt: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
@@ -134,7 +134,8 @@ class OFAAttention(nn.Module):
                 Encoder states, in cross-attention; `rows` is a multiple of `images`.
             attention_mask: What the attention implementation wants, for `rows // images` times `length` queries.
             position_bias (`torch.FloatTensor` of shape `(1 or batch, heads, queries, keys)`): Added to the logits.
-            prompt: Keys and values of shape `(1, heads, prompt_length, head_dim)` put in front of all others.
+            prompt (`torch.FloatTensor` of shape `(2, 1, heads, prompt_length, head_dim)`, *optional*):
+                A key and value put in front of all others.
 
         Returns:
             States of shape `(rows, length, d_model)`, and weights of shape `(rows, heads, length, keys)` or `None`.
@@ -147,8 +148,8 @@ class OFAAttention(nn.Module):
             self.q_proj(hidden_states).reshape(images, -1, self.num_heads * self.head_dim), self.num_heads
         )
 
-        cache = past_key_values
-        if isinstance(past_key_values, EncoderDecoderCache):
+        cache = None
+        if past_key_values is not None:
             cache = (
                 past_key_values.cross_attention_cache if is_cross_attention else past_key_values.self_attention_cache
             )
@@ -265,7 +266,7 @@ class OFAEncoderLayer(OFALayer):
         self,
         hidden_states: torch.Tensor,
         position_bias: torch.Tensor,  # positional, since gradients flow through it under checkpointing
-        prompt: tuple[torch.Tensor, torch.Tensor] | None,
+        prompt: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
@@ -296,10 +297,10 @@ class OFADecoderLayer(OFALayer):
         encoder_hidden_states: torch.Tensor,  # positional, like the two biases, for gradient checkpointing
         position_bias: torch.Tensor,
         cross_position_bias: torch.Tensor,
-        prompt: tuple[torch.Tensor, torch.Tensor] | None,
+        prompt: torch.Tensor | None,
         attention_mask: torch.Tensor | None = None,
         encoder_attention_mask: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        past_key_values: EncoderDecoderCache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> torch.Tensor:
         hidden_states = self.attend(
@@ -346,14 +347,14 @@ class OFAPromptEncoder(nn.Module):
                 nn.Linear(config.d_model, projection_dim), nn.ReLU(), nn.Linear(projection_dim, width)
             )
 
-    def forward(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
-        """One (key, value) pair a layer, each of shape `(1, heads, length, head_dim)`."""
-        prompt = self.embedding(torch.arange(self.embedding.num_embeddings, device=self.embedding.weight.device))
+    def forward(self, device: torch.device) -> tuple[torch.Tensor, ...]:
+        """The key and the value of each layer, of shape `(2, 1, heads, length, head_dim)`."""
+        prompt = self.embedding(torch.arange(self.embedding.num_embeddings, device=device))
         if self.trans is not None:
             prompt = self.trans(prompt)
         prompt = nn.functional.dropout(prompt, p=self.dropout, training=self.training)
-        states = prompt.unflatten(-1, self.state_shape).permute(1, 2, 0, 3).unsqueeze(1)
-        return list(zip(states[0::2], states[1::2], strict=True))  # of (2 * layers, 1, heads, length, head_dim)
+        states = prompt.unflatten(-1, self.state_shape).permute(1, 2, 0, 3)  # (2 * layers, heads, length, head_dim)
+        return states.unsqueeze(1).unflatten(0, (-1, 2)).unbind()
 
 
 __all__ = [

@@ -86,7 +86,7 @@ class OFAPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["OFAEncoderLayer", "OFADecoderLayer", "OFAResNetBottleneck", "OFAViTBlock"]
+    _no_split_modules = ["OFAEncoder", "OFADecoder"]  # embeddings and layers of a stack meet in one bias
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -201,9 +201,9 @@ class OFAEncoder(OFAStack):
             )
         self.post_init()
 
-    def text_positions(self, length: int) -> torch.Tensor:
+    def text_positions(self, length: int, device: torch.device) -> torch.Tensor:
         """Embeddings `(1, length, d_model)` of the positions of a text, before their norm."""
-        return self.embed_positions(torch.arange(length, device=self.embed_positions.weight.device)).unsqueeze(0)
+        return self.embed_positions(torch.arange(length, device=device)).unsqueeze(0)
 
     def get_image_features(
         self, pixel_values: torch.Tensor, sample_patch_num: int | None = None
@@ -309,9 +309,10 @@ class OFAEncoder(OFAStack):
 
         # Segments of the sequence, from its end to its beginning: text, image, second image.
         text_ids = torch.arange(text_length, device=device)
-        positions = self.text_positions(text_length)
+        positions = self.text_positions(text_length, device)
         states = [self.embed(inputs_embeds, positions, 0, self.layernorm_embedding, attention_mask)]
-        masks, position_states, image_buckets = [attention_mask], [self.pos_ln(positions)], []
+        masks, position_states = [attention_mask], [self.pos_ln(positions)]
+        image_buckets: list[torch.Tensor] = []
         for token_type, pixels in enumerate((pixel_values, pixel_values_2), start=1):
             if pixels is None:
                 continue
@@ -333,7 +334,7 @@ class OFAEncoder(OFAStack):
         keys = split_heads(self.pos_k_linear(position_embeddings), self.num_heads)
         absolute_bias = queries @ keys.transpose(2, 3)  # (rows, heads, length, length)
 
-        prompts = [None] * len(self.layers) if self.encoder_prompt_encoder is None else self.encoder_prompt_encoder()
+        prompts = self.encoder_prompt_encoder(device) if self.encoder_prompt_encoder else [None] * len(self.layers)
         prompt_length = self.config.encoder_prompt_length or 0
         layer_mask = create_bidirectional_mask(
             config=self.config,
@@ -429,7 +430,7 @@ class OFADecoder(OFAStack):
     def self_position_keys(
         self, cache: Cache | None, length: int, code_rows: bool | torch.Tensor, device: torch.device
     ) -> torch.Tensor:
-        """Position keys `(1 or batch, heads, length, head_dim)` of self-attention, as far as possible from the cache."""
+        """Position keys `(1 or batch, heads, length, head_dim)` of self-attention, cached as far as possible."""
         keys = cache.position_keys.get("self") if isinstance(cache, OFACache) else None
         known = 0 if keys is None else keys.shape[2]
         if known < length:
@@ -471,17 +472,17 @@ class OFADecoder(OFAStack):
         """
         if (input_ids is None) ^ (inputs_embeds is not None):
             raise ValueError("You must specify exactly one of decoder_input_ids or decoder_inputs_embeds")
-        if use_cache and past_key_values is None:
-            past_key_values = OFACache(DynamicCache(config=self.config), DynamicCache(config=self.config))
+        if past_key_values is None and use_cache:
+            past_key_values = DynamicCache(config=self.config)
+        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
+            past_key_values = OFACache(past_key_values, DynamicCache(config=self.config))
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
         rows, length, d_model = inputs_embeds.shape
         images = encoder_hidden_states.shape[0]
         device = inputs_embeds.device
 
-        self_cache = past_key_values
-        if isinstance(past_key_values, EncoderDecoderCache):
-            self_cache = past_key_values.self_attention_cache
+        self_cache = None if past_key_values is None else past_key_values.self_attention_cache
         past_length = 0 if self_cache is None else self_cache.get_seq_length()
         key_length = length if self_cache is None else self_cache.get_mask_sizes(length, 0)[0]
         if isinstance(past_length, int) and past_length + length > self.max_length:
@@ -532,7 +533,7 @@ class OFADecoder(OFAStack):
             )
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
 
-        prompts = [None] * len(self.layers) if self.decoder_prompt_encoder is None else self.decoder_prompt_encoder()
+        prompts = self.decoder_prompt_encoder(device) if self.decoder_prompt_encoder else [None] * len(self.layers)
         prompt_length = self.config.decoder_prompt_length or 0
         self_mask = create_causal_mask(
             config=self.config,
@@ -713,7 +714,7 @@ class OFAModel(OFAPreTrainedModel):
             hidden_states=encoder_outputs.hidden_states,
             attentions=encoder_outputs.attentions,
             attention_mask=attention_mask,
-            position_embeddings=self.encoder.pos_ln(self.encoder.text_positions(states.shape[1])),
+            position_embeddings=self.encoder.pos_ln(self.encoder.text_positions(states.shape[1], states.device)),
         )
 
 

@@ -115,8 +115,10 @@ class OFAResNet(nn.Module):
         self.num_channels = in_channels
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        # NHWC is the layout in which convolutions are fastest, on CPUs and on tensor cores.
-        pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
+        if not torch.is_grad_enabled():
+            # The faster layout, on CPUs and on tensor cores. Training keeps the official one: gradients of batch
+            # statistics depend on the order of sums, by up to 0.6 % of their norm in the recorded step.
+            pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)
         hidden_states = self.maxpool(self.relu(self.bn1(self.conv1(pixel_values))))
         return self.layer3(self.layer2(self.layer1(hidden_states)))
 
