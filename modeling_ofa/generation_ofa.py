@@ -10,7 +10,7 @@ from transformers.generation.logits_process import ForcedEOSTokenLogitsProcessor
 from transformers.utils.deprecation import deprecate_kwarg
 
 
-# Inputs that the encoder alone reads: `generate` copies none of them per beam, and the decoder's steps do without them.
+# Inputs that the encoder alone reads: `generate` copies none of them per beam, and decoding steps do without them.
 ENCODER_ONLY_INPUTS = ("pixel_values", "pixel_values_2", "patch_masks", "sample_patch_num", "inputs_embeds")
 
 

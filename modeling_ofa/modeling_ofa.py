@@ -34,8 +34,10 @@ from .configuration_ofa import OFAConfig
 from .generation_ofa import OFACache, OFAGenerationMixin
 from .layers_ofa import (
     OFAAttention,
+    OFAClassificationHead,
     OFADecoderLayer,
     OFAEncoderLayer,
+    OFAHead,
     OFALayer,
     OFAPromptEncoder,
     image_distance_buckets,
@@ -167,6 +169,11 @@ class OFAStack(OFAPreTrainedModel):
     def image_bias(self, layer_idx: int, buckets: torch.Tensor) -> torch.Tensor:
         """Relative bias `(rows, heads, queries, keys)` for buckets of shape `(rows, queries, keys)`."""
         return self.image_rel_pos_table_list[layer_idx](buckets).permute(0, 3, 1, 2)
+
+    @staticmethod
+    def with_prompt(bias: torch.Tensor, prompt_length: int) -> torch.Tensor:
+        """A bias `(…, keys)` with zeros for the prefix keys in front; untouched, not copied, without a prefix."""
+        return nn.functional.pad(bias, (prompt_length, 0)) if prompt_length else bias
 
     def drops_layer(self, layerdrop: float) -> bool:
         """LayerDrop ([Fan et al. 2019](https://huggingface.co/papers/1909.11556)): whether to skip a layer now."""
@@ -354,7 +361,7 @@ class OFAEncoder(OFAStack):
                 block = slice(start, start + buckets.shape[-1])
                 bias[..., block, block] += self.image_bias(idx, buckets)
                 start = block.stop
-            bias = nn.functional.pad(bias, (prompt_length, 0))
+            bias = self.with_prompt(bias, prompt_length)
             hidden_states = layer(hidden_states, bias, prompts[idx], attention_mask=layer_mask, **kwargs)
         if self.layer_norm is not None:
             hidden_states = self.layer_norm(hidden_states)
@@ -562,7 +569,7 @@ class OFADecoder(OFAStack):
                 lambda idx=idx: self.text_bias(idx, query_ids, key_ids),
                 lambda idx=idx: self.image_bias(idx, image_buckets),
             )
-            bias = nn.functional.pad(absolute_bias + relative_bias, (prompt_length, 0))
+            bias = self.with_prompt(absolute_bias + relative_bias, prompt_length)
             hidden_states = layer(
                 hidden_states,
                 encoder_hidden_states,
@@ -726,7 +733,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
     def __init__(self, config: OFAConfig):
         super().__init__(config)
         self.model = OFAModel(config)
-        self.lm_head = nn.Linear(config.d_model, config.vocab_size, bias=False)
+        self.lm_head = OFAHead(config.d_model, config.vocab_size, bias=False)
         self.post_init()
 
     def prepare_decoder_input_ids_from_labels(self, labels: torch.LongTensor) -> torch.LongTensor:
@@ -806,22 +813,6 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
             encoder_hidden_states=outputs.encoder_hidden_states,
             encoder_attentions=outputs.encoder_attentions,
         )
-
-
-class OFAClassificationHead(nn.Module):
-    """`(batch, d_model)` to `(batch, num_labels)`, with one hidden layer (`"mlp"`) or none (`"linear"`)."""
-
-    def __init__(self, config: OFAConfig):
-        super().__init__()
-        self.dropout = nn.Dropout(config.classifier_dropout)
-        self.dense = nn.Linear(config.d_model, config.d_model) if config.pooler_classifier == "mlp" else None
-        self.out_proj = nn.Linear(config.d_model, config.num_labels)
-
-    def forward(self, states: torch.Tensor) -> torch.Tensor:
-        states = self.dropout(states)
-        if self.dense is not None:
-            states = self.dropout(torch.tanh(self.dense(states)))
-        return self.out_proj(states)
 
 
 class OFAForSequenceClassification(OFAPreTrainedModel):
