@@ -20,7 +20,7 @@ install_requires = [
 ]
 
 extras = {
-    "train": ["accelerate>=1.1", "datasets>=3", "evaluate>=0.4", "peft>=0.18"],
+    "train": ["accelerate>=1.15", "datasets>=5.2", "evaluate>=0.4.6", "peft>=0.21"],
     "world": ["resvg-py>=0.5"],  # draws the scenes that the embedded checkpoint is trained on
     "test": ["parameterized>=0.9", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=62.3"],
     "dev": ["mypy>=1.15", "ruff>=0.14"],
@@ -34,7 +34,7 @@ setup(
     long_description=(here / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    license_files=["LICENSE"],
+    license_files=["LICENSE", "NOTICE"],
     packages=find_packages(include=["modeling_ofa", "modeling_ofa.*", "convert", "convert.*"]),
     package_data={"modeling_ofa": ["assets/**"]},
     python_requires=">=3.10",
