@@ -156,11 +156,6 @@ class OFAConfig(PreTrainedConfig):
 
     def validate_architecture(self):
         """Part of `@strict`: refuses what no OFA model can be built from."""
-        for side, heads in (("encoder", self.encoder_attention_heads), ("decoder", self.decoder_attention_heads)):
-            if self.d_model % heads:
-                raise ValueError(
-                    f"`d_model` ({self.d_model}) must be divisible by `{side}_attention_heads` ({heads})."
-                )
         if self.resnet_type != VIT and self.resnet_depths is None and self.resnet_type not in RESNET_DEPTHS:
             raise ValueError(f"`resnet_type` must be one of {[*RESNET_DEPTHS, VIT]}, got {self.resnet_type!r}.")
         if self.resnet_depths is not None and len(self.resnet_depths) != 3:

@@ -6,7 +6,7 @@ The Pillow backend gives the official pixels. torchvision's bicubic filter round
 
 from typing import TYPE_CHECKING, Any
 
-from transformers.image_utils import ChannelDimension, ImageInput, PILImageResampling
+from transformers.image_utils import ChannelDimension, ImageInput
 from transformers.utils import is_torchvision_available
 
 from .image_processing_pil_ofa import OFAImageProcessorPil, PictureInput
@@ -18,16 +18,6 @@ if is_torchvision_available() and not TYPE_CHECKING:
 
     class OFAImageProcessor(PictureInput, TorchvisionBackend):
         """OFA's image processor on torchvision; see [`OFAImageProcessorPil`] for what it does and takes."""
-
-        resample = PILImageResampling.BICUBIC
-        image_mean = [0.5, 0.5, 0.5]
-        image_std = [0.5, 0.5, 0.5]
-        size = {"height": 480, "width": 480}
-        default_to_square = True
-        do_resize = True
-        do_rescale = True
-        do_normalize = True
-        do_convert_rgb = True
 
         def process_image(
             self,

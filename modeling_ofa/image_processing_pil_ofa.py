@@ -136,7 +136,17 @@ def to_eight_bits(pixels: np.ndarray) -> np.ndarray:
 
 
 class PictureInput:
-    """What the backends share: every kind of input becomes upright 8-bit RGB pixels, channels first."""
+    """What the backends share: the defaults, and that all kinds of input become upright 8-bit RGB, channels first."""
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = [0.5, 0.5, 0.5]
+    image_std = [0.5, 0.5, 0.5]
+    size = {"height": 480, "width": 480}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """
@@ -220,16 +230,6 @@ class OFAImageProcessorPil(PictureInput, PilBackend):
         do_resize, do_rescale, do_normalize, do_convert_rgb (`bool`, *optional*, default to `True`): the steps.
         rescale_factor (`float`, *optional*, defaults to 1/255): what the `uint8` pixels are multiplied with.
     """
-
-    resample = PILImageResampling.BICUBIC
-    image_mean = [0.5, 0.5, 0.5]
-    image_std = [0.5, 0.5, 0.5]
-    size = {"height": 480, "width": 480}
-    default_to_square = True
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_convert_rgb = True
 
     def process_image(
         self,

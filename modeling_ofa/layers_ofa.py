@@ -103,6 +103,8 @@ class OFAAttention(nn.Module):
 
     def __init__(self, config: OFAConfig, num_heads: int, layer_idx: int, is_causal: bool = False):
         super().__init__()
+        if config.d_model % num_heads:
+            raise ValueError(f"`d_model` ({config.d_model}) must be divisible by the attention heads ({num_heads}).")
         self.config = config
         self.layer_idx = layer_idx
         self.is_causal = is_causal

@@ -132,6 +132,9 @@ class OFATokenizer(TokenizersBackend):
         )
 
         is_bpe = isinstance(self._tokenizer.model, BPE)
+        if is_bpe and getattr(self._tokenizer.pre_tokenizer, "add_prefix_space", add_prefix_space) != add_prefix_space:
+            # A saved tokenizer.json brings the choice that it was saved with.
+            self._tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
         # Word pieces are joined as BERT joins them: no space before a full stop. With BPE spaces are tokens.
         self.clean_up_tokenization_spaces = not is_bpe if clean_up is None else clean_up
         if is_new:
