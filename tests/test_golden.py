@@ -67,7 +67,9 @@ def build(checkpoint: str, model_class: type = OFAForConditionalGeneration, **co
         key = "encoder.type_embedding.weight"
         rows = detweights().det_tensor(key, (config.type_vocab_size, config.d_model))
         state = {**state, f"model.{key}": torch.from_numpy(rows)}
-    model, info = model_class.from_pretrained(None, config=config, state_dict=dict(state), output_loading_info=True)
+    # Copied, since the model would otherwise train and scale the tensors that the next test builds on.
+    state = {key: value.clone() for key, value in state.items()}
+    model, info = model_class.from_pretrained(None, config=config, state_dict=state, output_loading_info=True)
     assert not info["missing_keys"] and not info["unexpected_keys"] and not info["mismatched_keys"]
     return model.eval()
 
