@@ -227,7 +227,7 @@ class OFAEncoder(OFAStack):
             their norm, `(1 or batch, patches, d_model)`.
         """
         bucket_size = self.config.image_bucket_size
-        features = self.embed_images(pixel_values.to(self.image_proj.weight.dtype))
+        features = self.embed_images(pixel_values.to(self.embed_images.conv1.weight.dtype))
         rows, columns = features.shape[-2:]
         if max(rows, columns) > bucket_size:
             raise ValueError(
