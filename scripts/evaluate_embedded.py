@@ -166,7 +166,8 @@ questions the most frequent answer of that kind, for boxes the median box of all
 
 {table}
 
-The exact numbers stand in `metrics.json`.
+A score near its chance means that the model guesses there: read the table before you rely on an answer. The exact
+numbers stand in `metrics.json`.
 
 ## Artwork
 
