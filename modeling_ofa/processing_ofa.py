@@ -135,6 +135,8 @@ class OFAProcessor(ProcessorMixin):
         chat_template (`str`, *optional*): a Jinja template for conversations; OFA was trained without one.
         max_image_size (`int`, *optional*, defaults to 512):
             Side of the square in which boxes are counted, and to which tasks that speak of boxes resize pictures.
+        num_beams (`int`, *optional*):
+            Beams with which this checkpoint decodes, in place of the tasks' own; 1 is greedy search.
 
     Example:
 
@@ -159,9 +161,11 @@ class OFAProcessor(ProcessorMixin):
         tokenizer: Any = None,
         chat_template: str | dict[str, str] | None = None,
         max_image_size: int = 512,
+        num_beams: int | None = None,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.max_image_size = max_image_size
+        self.num_beams = num_beams
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "OFAProcessor":
@@ -258,15 +262,20 @@ class OFAProcessor(ProcessorMixin):
             data["labels"] = labels
         return BatchFeature(data, tensor_type=return_tensors)
 
-    @staticmethod
-    def generation_kwargs(task: str) -> dict[str, Any]:
+    def generation_kwargs(self, task: str) -> dict[str, Any]:
         """
         Gives the keyword arguments of `generate` with which a task is decoded at evaluation.
 
         Args:
             task (`str`): a name in `TASKS`.
         """
-        return dict(get_task(task).generation)
+        options = dict(get_task(task).generation)
+        if self.num_beams is not None:
+            options["num_beams"] = self.num_beams
+        if options.get("num_beams", 1) == 1:
+            for name in ("early_stopping", "length_penalty"):  # of beams alone
+                options.pop(name, None)
+        return options
 
     def post_process(
         self,

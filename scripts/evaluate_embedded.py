@@ -40,9 +40,6 @@ COUNTED = {one(name): (name, 1) for name in NAMES} | {
 }
 
 
-GREEDY = {"num_beams": 1, "early_stopping": False, "length_penalty": 1.0}
-
-
 def objects_of(text: str) -> Counter:
     """The objects that a caption names, counted; a part that is no object of the world stands for itself."""
     objects: Counter = Counter()
@@ -73,7 +70,7 @@ def evaluate(folder: Path, world: World, scenes: int) -> dict[str, Any]:
 
 @torch.no_grad()
 def answers(model: OFAForConditionalGeneration, processor: OFAProcessor, task: str, rows: list[tuple]) -> list:
-    """What the model answers to `(scene, text or None)` rows, greedily, through the public interface."""
+    """What the model answers to `(scene, text or None)` rows through the public interface."""
     given: list = []
     for start in range(0, len(rows), 64):
         scenes, texts = zip(*rows[start : start + 64], strict=True)
@@ -81,7 +78,7 @@ def answers(model: OFAForConditionalGeneration, processor: OFAProcessor, task: s
             task=task, images=[Image.fromarray(scene.pixels) for scene in scenes], return_tensors="pt", padding=True,
             **({} if texts[0] is None else {"text": list(texts)}),
         )  # fmt: skip
-        ids = model.generate(**inputs, **{**processor.generation_kwargs(task), **GREEDY})
+        ids = model.generate(**inputs, **processor.generation_kwargs(task))
         given += processor.post_process(ids, task=task, image_sizes=[scene.pixels.shape[:2] for scene in scenes])
     return given
 

@@ -72,7 +72,9 @@ def build_processor() -> OFAProcessor:
     vocab = {word: i for i, word in enumerate(["<s>", "<pad>", "</s>", "<unk>", *words, "<mask>"])}
     merges = [tuple(merge) for merge in trained["merges"]]
     tokenizer = OFATokenizer(vocab, merges, num_codes=0, num_bins=NUM_BINS, model_max_length=128)
-    return OFAProcessor(OFAImageProcessor(size={"height": SIZE, "width": SIZE}), tokenizer, max_image_size=SIZE)
+    pictures = OFAImageProcessor(size={"height": SIZE, "width": SIZE})
+    # Greedy: box targets are spread over many bins, and beams would rather write one likely word than unlikely bins.
+    return OFAProcessor(pictures, tokenizer, max_image_size=SIZE, num_beams=1)
 
 
 def build_model(vocab_size: int) -> OFAForConditionalGeneration:

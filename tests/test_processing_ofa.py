@@ -321,6 +321,13 @@ def test_each_task_is_decoded_as_the_official_evaluation_does(small):
     assert small.generation_kwargs("visual_grounding")["num_beams"] == 5
 
 
+def test_a_checkpoint_may_decode_greedily_and_says_so_in_its_folder(small, tmp_path):
+    OFAProcessor(small.image_processor, small.tokenizer, num_beams=1).save_pretrained(tmp_path)
+    options = OFAProcessor.from_pretrained(tmp_path).generation_kwargs("caption")
+    assert options["num_beams"] == 1 and options["max_new_tokens"] == 17
+    assert not {"early_stopping", "length_penalty"} & options.keys()
+
+
 # Saving, loading and use.
 
 

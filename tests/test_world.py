@@ -349,4 +349,4 @@ def test_the_embedded_checkpoint_is_small_and_beats_chance_on_the_design_it_neve
     assert measured["caption"]["exact"] > 10 * max(measured["caption"]["exact by chance"], 0.002)
     assert measured["vqa"]["all"]["accuracy"] > measured["vqa"]["all"]["by chance"] + 0.1
     boxes = measured["visual_grounding"]
-    assert boxes["accuracy"] > boxes["a random object"] > boxes["by chance"]
+    assert boxes["accuracy"] > 5 * boxes["by chance"]
