@@ -87,3 +87,38 @@ def token_ids(lengths: list[int], width: int | None = None, seed: int = 0) -> to
 def images(batch_size: int, height: int = 64, width: int = 48, seed: int = 0) -> torch.FloatTensor:
     """Noise of shape `(batch_size, 3, height, width)`."""
     return torch.randn(batch_size, 3, height, width, generator=torch.Generator().manual_seed(seed))
+
+
+# Sums in another order differ by this much at float32, on values of size 10.
+TOLERANCE = {"atol": 5e-5, "rtol": 1e-4}
+
+SOURCE = token_ids([9, 6, 4])
+TARGET = token_ids([7, 5, 3], seed=1)
+HAS_IMAGE = torch.tensor([True, False, True])
+
+
+def batch(**kwargs: Any) -> dict[str, Any]:
+    """Three padded rows of text, all with an image."""
+    return {"input_ids": SOURCE, "pixel_values": images(3), "decoder_input_ids": TARGET, **kwargs}
+
+
+def labels_of(ids: torch.Tensor) -> torch.Tensor:
+    """Targets of ids: no loss for padding."""
+    return ids.masked_fill(ids == 1, -100)
+
+
+TRAINED = {
+    "input_ids": SOURCE,
+    "pixel_values": images(3),
+    "patch_masks": HAS_IMAGE,
+    "labels": labels_of(TARGET),
+    "code_masks": torch.tensor([True, False, False]),
+}
+
+
+def gradients(model: torch.nn.Module, inputs: dict[str, Any]) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """Loss of one step, and the gradient of each parameter that has one."""
+    model.zero_grad()
+    loss = model(**inputs).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
