@@ -163,8 +163,9 @@ questions the most frequent answer of that kind, for boxes the median box of all
 
 {table}
 
-A score near its chance means that the model guesses there: read the table before you rely on an answer. The exact
-numbers stand in `metrics.json`.
+Twemoji scenes were never trained on, but they were looked at while the recipe and greedy decoding were chosen, so
+their scores are no blind test. A score near its chance means that the model guesses there: read the table before
+you rely on an answer. The exact numbers stand in `metrics.json`.
 
 ## Artwork
 
