@@ -1,14 +1,27 @@
 """What OFA adds to `generate`: one encoder row an image, and fairseq's beam search where transformers' differs."""
 
+import copy
+import dataclasses
 import math
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
-from transformers.generation import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList
+from transformers.generation import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation.logits_process import ForcedEOSTokenLogitsProcessor
 from transformers.utils.deprecation import deprecate_kwarg
 
+from .constraints_ofa import RowLengths, RowLogitsProcessor, RowOptions
+
+
+# Beams that can't go on score less: the library gives them -1e9, and constraints -inf.
+DEAD = -5e8
 
 # Inputs that the encoder alone reads: `generate` copies none of them per beam, and decoding steps do without them.
 ENCODER_ONLY_INPUTS = ("pixel_values", "pixel_values_2", "patch_masks", "sample_patch_num", "inputs_embeds")
@@ -88,18 +101,57 @@ class OFAGenerationMixin(GenerationMixin):
     - `forced_eos_token_id` costs what the model asks for the end of the sentence,
     - `temperature` divides the logits of deterministic beam search too,
     - with `early_stopping=True`, the first `num_beams` finished hypotheses are the answer, even if one that finishes
-      in the same step as the last of them scores higher.
+      in the same step as the last of them scores higher,
+    - a beam that a constraint leaves nothing to write is no hypothesis, and nothing waits for it,
+    - a [`RowLogitsProcessor`] decodes each row under its own options; its constraints come before everything else,
+    - `decoder_input_ids` may have different lengths, padded on the right as `decoder_attention_mask` says: shorter
+      prompts are answered earlier, and `min_new_tokens` and `max_new_tokens` count each row's answer.
     """
 
     @deprecate_kwarg("patch_images", version="1.0", new_name="pixel_values", warn_if_greater_or_equal_version=True)
     def generate(self, *args: Any, **kwargs: Any):
-        output = super().generate(*args, **kwargs)
+        output = super().generate(*args, **self._split_prompts(kwargs))
         cache = getattr(output, "past_key_values", None)
         if isinstance(cache, OFACache):
             cache.expand_to_rows()
         return output
 
     generate.__doc__ = GenerationMixin.generate.__doc__
+
+    def _split_prompts(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Puts what longer prompts have more than the shortest under the care of a [`RowLogitsProcessor`]."""
+        ids, mask = kwargs.get("decoder_input_ids"), kwargs.get("decoder_attention_mask")
+        if ids is None or mask is None:
+            return kwargs
+        lengths = mask.sum(dim=1).tolist()
+        shortest = min(lengths)
+        steps = torch.arange(mask.shape[1], device=mask.device)
+        if shortest == 0 or not torch.equal(mask.bool(), steps < mask.sum(dim=1, keepdim=True)):
+            raise ValueError("Prompts in `decoder_input_ids` have at least the start token and are padded on the right.")
+        kwargs = {**kwargs, "decoder_input_ids": ids[:, :shortest], "decoder_attention_mask": None}
+        if max(lengths) == shortest:
+            return kwargs
+        processors = list(kwargs.get("logits_processor") or [])
+        given = next((one for one in processors if isinstance(one, RowLogitsProcessor)), None)
+        config = kwargs.get("generation_config") or self.generation_config
+        shared = {
+            name: kwargs.pop(name, None) or getattr(config, name, None) for name in ("min_new_tokens", "max_new_tokens")
+        }
+        rows = [RowOptions()] if given is None else given.rows
+        rows = rows * len(lengths) if len(rows) == 1 else rows
+        rows = [
+            dataclasses.replace(
+                row,
+                prompt=ids[i, shortest : lengths[i]].tolist(),
+                min_new_tokens=row.min_new_tokens or shared["min_new_tokens"] or 0,
+                max_new_tokens=row.max_new_tokens or shared["max_new_tokens"],
+            )
+            for i, row in enumerate(rows)
+        ]
+        split = RowLogitsProcessor(rows, self.config.eos_token_id if given is None else given.eos_token_id)
+        if split.max_new_tokens is not None:
+            kwargs["max_new_tokens"] = split.max_new_tokens
+        return {**kwargs, "logits_processor": [split, *(one for one in processors if one is not given)]}
 
     def _expand_inputs_for_generation(
         self,
@@ -135,38 +187,111 @@ class OFAGenerationMixin(GenerationMixin):
             model_kwargs["past_key_values"] = OFACache.wrap(cache)
 
     def _get_logits_processor(
-        self, generation_config: GenerationConfig, *args: Any, **kwargs: Any
+        self,
+        generation_config: GenerationConfig,
+        input_ids_seq_length: int,
+        encoder_input_ids: torch.Tensor,
+        **kwargs: Any,
     ) -> LogitsProcessorList:
-        processors = super()._get_logits_processor(generation_config, *args, **kwargs)
-        for i, processor in enumerate(processors):
-            if isinstance(processor, ForcedEOSTokenLogitsProcessor):
-                processors[i] = ForcedEOSLogitsProcessor(processor.max_length, processor.eos_token_id)
+        processors = super()._get_logits_processor(
+            generation_config,
+            input_ids_seq_length=input_ids_seq_length,
+            encoder_input_ids=encoder_input_ids,
+            **kwargs,
+        )
+        first, others = LogitsProcessorList(), LogitsProcessorList()
         temperature = generation_config.temperature
         if not generation_config.do_sample and temperature not in (None, 1.0):
-            processors.insert(0, BeamTemperatureLogitsProcessor(temperature))
-        return processors
+            first.append(BeamTemperatureLogitsProcessor(temperature))
+        for processor in processors:
+            if isinstance(processor, RowLogitsProcessor):
+                batch_size, device = encoder_input_ids.shape[0], encoder_input_ids.device
+                first.append(processor.begin(input_ids_seq_length, batch_size, device))
+            elif isinstance(processor, ForcedEOSTokenLogitsProcessor):
+                others.append(ForcedEOSLogitsProcessor(processor.max_length, processor.eos_token_id))
+            else:
+                others.append(processor)
+        return LogitsProcessorList([*first, *others])
+
+    def _beam_search(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ):
+        rows = next((p for p in logits_processor if isinstance(p, RowLogitsProcessor)), None)
+        if rows is not None:
+            steps = generation_config.max_length - input_ids.shape[1]
+            generation_config = copy.copy(generation_config)
+            generation_config.length_penalty = rows.row_lengths(generation_config.length_penalty, steps)
+        return super()._beam_search(input_ids, logits_processor, stopping_criteria, generation_config, **kwargs)
+
+    def _check_early_stop_heuristic(
+        self,
+        is_early_stop_heuristic_unsatisfied: torch.Tensor,
+        running_beam_scores: torch.Tensor,
+        is_sent_finished: torch.Tensor,
+        cur_len: int,
+        decoder_prompt_len: int,
+        early_stopping: bool | str,
+        length_penalty: float | RowLengths,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        if early_stopping is True:
+            is_early_stop_heuristic_unsatisfied = is_early_stop_heuristic_unsatisfied & ~is_sent_finished.all(
+                dim=-1, keepdim=True
+            )
+        running_beam_scores = running_beam_scores.masked_fill(running_beam_scores < DEAD, -math.inf)
+        if isinstance(length_penalty, RowLengths):
+            steps = cur_len - decoder_prompt_len
+            running_beam_scores = running_beam_scores / length_penalty.divisors(steps, early_stopping == "never")
+            length_penalty = 0.0
+        return super()._check_early_stop_heuristic(
+            is_early_stop_heuristic_unsatisfied=is_early_stop_heuristic_unsatisfied,
+            running_beam_scores=running_beam_scores,
+            is_sent_finished=is_sent_finished,
+            cur_len=cur_len,
+            decoder_prompt_len=decoder_prompt_len,
+            early_stopping=early_stopping,
+            length_penalty=length_penalty,
+            **kwargs,
+        )
 
     def _update_finished_beams(
         self,
         *args: Any,
+        topk_log_probs: torch.Tensor,
         is_sent_finished: torch.Tensor,
         next_token_hits_stopping_criteria: torch.Tensor,
         top_num_beam_mask: torch.Tensor,
         num_beams: int,
+        cur_len: int,
+        decoder_prompt_len: int,
+        length_penalty: float | RowLengths,
         early_stopping: bool | str,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, ...]:
+        finished = next_token_hits_stopping_criteria & top_num_beam_mask & (topk_log_probs > DEAD)
         if early_stopping is True:
             # Candidates come best first; only as many are let in as there are hypotheses missing.
-            finished = next_token_hits_stopping_criteria & top_num_beam_mask
             missing = num_beams - is_sent_finished.sum(dim=-1, keepdim=True)
-            next_token_hits_stopping_criteria = finished & (finished.cumsum(dim=-1) <= missing)
+            finished = finished & (finished.cumsum(dim=-1) <= missing)
+        if isinstance(length_penalty, RowLengths):
+            topk_log_probs = topk_log_probs / length_penalty.divisors(cur_len + 1 - decoder_prompt_len)
+            length_penalty = 0.0
         return super()._update_finished_beams(
             *args,
+            # What is unfinished must not tie with an empty place, which scores -1e9.
+            topk_log_probs=topk_log_probs.masked_fill(~finished, -math.inf),
             is_sent_finished=is_sent_finished,
-            next_token_hits_stopping_criteria=next_token_hits_stopping_criteria,
+            next_token_hits_stopping_criteria=finished,
             top_num_beam_mask=top_num_beam_mask,
             num_beams=num_beams,
+            cur_len=cur_len,
+            decoder_prompt_len=decoder_prompt_len,
+            length_penalty=length_penalty,
             early_stopping=early_stopping,
             **kwargs,
         )

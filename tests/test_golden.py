@@ -18,8 +18,10 @@ from conversion_utils import detweights, official_args, official_state
 
 from convert.fairseq import infer_config, rename, to_native
 from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAForSequenceClassification
+from modeling_ofa.constraints_ofa import Constraint, RowLogitsProcessor, RowOptions, TokenRange, TrieConstraint
 from modeling_ofa.layers_ofa import image_distance_buckets, token_distance_buckets
 from modeling_ofa.modeling_ofa import OFADecoder
+from modeling_ofa.trie_ofa import AnswerTrie
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -195,66 +197,159 @@ def test_a_training_step_gives_the_official_loss_gradients_and_statistics(name: 
         torch.testing.assert_close(buffer, torch.tensor(first, dtype=torch.float32), atol=1e-5, rtol=1e-3, msg=key)
 
 
+# The checkpoint that a recording of `generate` was made with, where it is not that of its size.
+GENERATE_CHECKPOINTS = {
+    "caption_text_code256": "mini_code256",
+    "caption_text_entangle": "mini_entangle_on",
+    "caption_text_noflags": "mini_noflags",
+    "codes_code256": "mini_code256",
+    "codes_noflags": "mini_noflags",
+}
+
+
+def max_steps(recorded: dict[str, Any]) -> int:
+    """fairseq's bound of the length, prefix and end included."""
+    arguments = recorded["generator_args"]
+    width = len(recorded["src_tokens"][0])
+    return int(arguments.get("max_len_a", 0) * width + arguments.get("max_len_b", 200)) + 1
+
+
+def length_penalty(recorded: dict[str, Any]) -> float:
+    arguments = recorded["generator_args"]
+    return 0.0 if arguments.get("unnormalized") else float(arguments.get("lenpen", 1.0))
+
+
 def generation_options(recorded: dict[str, Any]) -> dict[str, Any]:
     """fairseq's options as transformers' (docs/generation.md says why each)."""
-    arguments, width = recorded["generator_args"], len(recorded["src_tokens"][0])
-    max_len = int(arguments.get("max_len_a", 0) * width + arguments.get("max_len_b", 200))
-    options = {
-        "num_beams": arguments["beam"],
-        "num_return_sequences": arguments["beam"],
+    arguments = recorded["generator_args"]
+    return {
         "early_stopping": arguments["beam"] > 1,
-        "length_penalty": 0.0 if arguments.get("unnormalized") else float(arguments.get("lenpen", 1.0)),
+        "length_penalty": length_penalty(recorded),
         "min_new_tokens": arguments.get("min_len", 1),
-        "max_new_tokens": max_len + 1,
+        "max_new_tokens": max_steps(recorded),
         "forced_eos_token_id": 2,
         "suppress_tokens": [1],
         "no_repeat_ngram_size": arguments.get("no_repeat_ngram_size", 0),
         "temperature": arguments.get("temperature", 1.0),
     }
-    if recorded["prefix_tokens"]:
-        everything = list(range(59457))
 
-        def allowed(row: int, ids: torch.Tensor) -> list[int]:
-            prefix = [token for token in recorded["prefix_tokens"][row] if token != 1]
-            step = len(ids) - 1
-            return [prefix[step]] if step < len(prefix) else everything
 
-        options["prefix_allowed_tokens_fn"] = allowed
-    return options
+def row_options(recorded: dict[str, Any]) -> list[RowOptions]:
+    """fairseq's options as those of each row."""
+    arguments, extra = recorded["generator_args"], recorded["extra_gen_kwargs"]
+    constraint: Constraint | None = None
+    if recorded["trie"]:
+        constraint = TrieConstraint(AnswerTrie(recorded["trie"]))
+    elif recorded["constraint_range"]:
+        constraint = TokenRange(*map(int, recorded["constraint_range"].split(",")))
+    rows = []
+    for i in range(len(recorded["src_tokens"])):
+        prompt = [token for token in (recorded["prefix_tokens"] or [[]] * (i + 1))[i] if token != 1]
+        row = RowOptions(
+            constraint,
+            renormalize=not extra.get("zero_shot", False),
+            prompt=prompt,
+            score_prompt=True,
+            min_new_tokens=max(arguments.get("min_len", 1) - len(prompt), 0),
+            max_new_tokens=max_steps(recorded) - len(prompt),
+            suppress_tokens=[0, 1, 2, 3] if extra.get("gen_code") else [1],
+            no_repeat_ngram_size=arguments.get("no_repeat_ngram_size", 0),
+            length_penalty=length_penalty(recorded),
+        )
+        rows.append(row)
+    return rows
+
+
+def is_constrained(recorded: dict[str, Any]) -> bool:
+    return any(recorded[key] for key in ("trie", "constraint_range", "prefix_tokens"))
+
+
+def sharpened(checkpoint: str, embed_mult: float, eos_mult: float) -> OFAForConditionalGeneration:
+    """The model that ends sentences and prefers some words, unlike weights that are just random."""
+    model = build(checkpoint)
+    embeddings = model.get_input_embeddings().weight.detach() * embed_mult
+    embeddings[2] *= eos_mult
+    model.get_input_embeddings().weight.data = embeddings
+    model.tie_weights()
+    return model
+
+
+def generate_all_beams(
+    model: OFAForConditionalGeneration, beams: int, **kwargs: Any
+) -> list[dict[tuple, float | None]]:
+    """Hypotheses of each row with their scores, best first."""
+    options = {"return_dict_in_generate": True, "output_scores": True}
+    outputs = model.generate(num_beams=beams, num_return_sequences=beams, **options, **kwargs)
+    found: list[dict[tuple, float | None]] = []
+    for i, sequence in enumerate(outputs.sequences[:, 1:].tolist()):
+        if i % beams == 0:
+            found.append({})
+        end = sequence.index(2) + 1 if 2 in sequence else len(sequence)
+        found[-1][tuple(sequence[:end])] = outputs.sequences_scores[i].item() if beams > 1 else None
+    return found
+
+
+def assert_official(found: list[dict[tuple, float | None]], expected: list[list[dict[str, Any]]]):
+    """Same best hypothesis, same hypotheses, same scores."""
+    for hypotheses, row in zip(expected, found, strict=True):
+        assert next(iter(row)) == tuple(hypotheses[0]["tokens"])
+        assert set(row) == {tuple(hypothesis["tokens"]) for hypothesis in hypotheses}
+        for hypothesis in hypotheses:
+            score = row[tuple(hypothesis["tokens"])]
+            assert score is None or score == pytest.approx(hypothesis["score"], abs=1e-3)
 
 
 @pytest.mark.parametrize("path", recordings("generate", ".json"))
 def test_generate_gives_the_official_hypotheses_and_scores(path: Path):
     recorded = json.loads(path.read_text())
-    checkpoint = {
-        "caption_text_code256": "mini_code256",
-        "caption_text_entangle": "mini_entangle_on",
-        "caption_text_noflags": "mini_noflags",
-    }.get(recorded["case"], recorded["size"])
-    model = build(checkpoint)
-    embeddings = model.get_input_embeddings().weight.detach() * recorded["embed_mult"]
-    embeddings[2] *= recorded["eos_mult"]
-    model.get_input_embeddings().weight.data = embeddings
-    model.tie_weights()
+    checkpoint = GENERATE_CHECKPOINTS.get(recorded["case"], recorded["size"])
+    model = sharpened(checkpoint, recorded["embed_mult"], recorded["eos_mult"])
     inputs = {"input_ids": torch.tensor(recorded["src_tokens"])}
     if "patch_images" in recorded:
         inputs["pixel_values"] = image(recorded["patch_images"])
         inputs["patch_masks"] = torch.tensor(recorded["patch_masks"])
-    outputs = model.generate(
-        **inputs, **generation_options(recorded), return_dict_in_generate=True, output_scores=True
+    if recorded["extra_gen_kwargs"].get("gen_code"):
+        inputs["code_masks"] = torch.ones(len(recorded["src_tokens"]), dtype=torch.bool)
+    options = generation_options(recorded)
+    if is_constrained(recorded):
+        processor = RowLogitsProcessor(row_options(recorded))
+        options = {"early_stopping": True, "max_new_tokens": processor.max_new_tokens, "logits_processor": [processor]}
+    found = generate_all_beams(model, recorded["generator_args"]["beam"], **inputs, **options)
+    assert_official(found, recorded["hypos"])
+
+
+def test_one_batch_of_mixed_tasks_gives_the_official_hypotheses_of_each():
+    cases = (
+        "caption_lenpen0.5",
+        "codes_range",
+        "maxlen_a",
+        "minlen6",
+        "prefix",
+        "range_bins_text",
+        "trie",
+        "trie_prefix",
+        "trie_zeroshot",
+        "unnormalized",
     )
-    beams = recorded["generator_args"]["beam"]
-    for row, hypotheses in enumerate(recorded["hypos"]):
-        found: dict[tuple[int, ...], float | None] = {}
-        for i in range(row * beams, (row + 1) * beams):
-            tokens = outputs.sequences[i, 1:].tolist()
-            end = tokens.index(2) + 1 if 2 in tokens else len(tokens)
-            found[tuple(tokens[:end])] = outputs.sequences_scores[i].item() if beams > 1 else None
-        assert next(iter(found)) == tuple(hypotheses[0]["tokens"])
-        assert set(found) == {tuple(hypothesis["tokens"]) for hypothesis in hypotheses}
-        if beams > 1:
-            for hypothesis in hypotheses:
-                assert found[tuple(hypothesis["tokens"])] == pytest.approx(hypothesis["score"], abs=1e-3)
+    sources, codes, rows, expected = [], [], [], []
+    for case in cases:
+        recorded = json.loads((GOLDEN / "generate" / f"mini_{case}.json").read_text())
+        assert (recorded["embed_mult"], recorded["eos_mult"], recorded["generator_args"]["beam"]) == (4, 5, 5)
+        sources += recorded["src_tokens"][:2]
+        codes += [recorded["extra_gen_kwargs"].get("gen_code", False)] * 2
+        rows += row_options(recorded)[:2]
+        expected += recorded["hypos"][:2]
+    processor = RowLogitsProcessor(rows)
+    found = generate_all_beams(
+        sharpened("mini", 4, 5),
+        beams=5,
+        input_ids=torch.tensor(sources),
+        code_masks=torch.tensor(codes),
+        early_stopping=True,
+        max_new_tokens=processor.max_new_tokens,
+        logits_processor=[processor],
+    )
+    assert_official(found, expected)
 
 
 def test_distance_buckets_are_the_official_tables():
