@@ -21,11 +21,21 @@ install_requires = [
 
 extras = {
     "train": ["accelerate>=1.15", "datasets>=5.2", "evaluate>=0.4.6", "peft>=0.21"],
+    "metrics": ["datasets>=5.2", "evaluate>=0.4.6", "rouge-score>=0.1.2"],
+    "meteor": ["pycocoevalcap>=1.2"],  # 104 MB, and needs Java
+    "ocr": ["opencc-python-reimplemented>=0.1.7"],  # simplifies Chinese targets
     "world": ["resvg-py>=0.5"],  # draws the scenes that the embedded checkpoint is trained on
-    "test": ["parameterized>=0.9", "pytest>=8", "pytest-xdist>=3.6", "setuptools>=62.3"],
+    "test": [
+        "parameterized>=0.9",
+        "pycocotools>=2.0.8",
+        "pytest>=8",
+        "pytest-xdist>=3.6",
+        "scikit-learn>=1.5",
+        "setuptools>=62.3",
+    ],
     "dev": ["mypy>=1.15", "ruff>=0.14"],
 }
-extras["all"] = sorted({requirement for group in extras.values() for requirement in group})
+extras["all"] = sorted({one for name, group in extras.items() for one in group if name != "meteor"})
 
 setup(
     name="modeling-ofa",

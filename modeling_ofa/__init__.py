@@ -15,10 +15,13 @@ from transformers.models.auto import image_processing_auto
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 exports it with torchvision only
 
 from .configuration_ofa import OFAConfig
+from .data.collator import DataCollatorForOFA
+from .evaluation.metrics import metric_path
 from .image_processing_ofa import OFAImageProcessor
 from .image_processing_pil_ofa import OFAImageProcessorPil
 from .modeling_ofa import OFAForConditionalGeneration, OFAForSequenceClassification, OFAModel, OFAPreTrainedModel
 from .processing_ofa import OFAProcessor
+from .tasks_ofa import Task, register_task
 from .tokenization_ofa import OFATokenizer
 
 
@@ -43,6 +46,7 @@ if "OFAImageProcessor" not in image_processing_auto.DEFAULT_TO_PIL_BACKEND_IMAGE
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
+    "DataCollatorForOFA",
     "OFAConfig",
     "OFAForConditionalGeneration",
     "OFAForSequenceClassification",
@@ -52,4 +56,7 @@ __all__ = [
     "OFAPreTrainedModel",
     "OFAProcessor",
     "OFATokenizer",
+    "Task",
+    "metric_path",
+    "register_task",
 ]

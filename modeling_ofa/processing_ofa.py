@@ -1,122 +1,30 @@
-"""OFA's processor: pictures and texts in, model inputs out; token ids in, answers out. Tasks are rows of one table."""
+"""OFA's processor: pictures and texts in, model inputs out; token ids in, answers out. Tasks are rows of `TASKS`."""
 
-import math
 import os
 import re
-import string
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import PIL.Image
+import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.image_utils import ImageInput
 from transformers.models.auto.image_processing_auto import get_image_processor_config
 from transformers.processing_utils import ProcessingKwargs, ProcessorMixin, Unpack
 
+from .answers_ofa import AnswerFormat
+from .boxes_ofa import BoxCodec
+from .constraints_ofa import Constraint, RowLogitsProcessor, RowOptions
 from .image_processing_pil_ofa import OFAImageProcessorPil
+from .layouts_ofa import hide_middle, ocr_resize
+from .tasks_ofa import TASKS, Task, get_task
 from .tokenization_ofa import OFATokenizer
+from .trie_ofa import AnswerTrie
 
 
-_DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_SPACE_IN_CHINESE = re.compile(r"(?<=[^\x00-\x7f]) | (?=[^\x00-\x7f])")
-
-
-@dataclass(frozen=True)
-class Task:
-    """
-    One row of the table: how a task is asked, answered and decoded. A new task is a new row.
-
-    Args:
-        instruction (`str`):
-            What the encoder reads, with the leading space that BPE sees. `{text}` stands for the cleaned text of the
-            user; a task without it takes no text.
-        instruction_zh (`str`, *optional*): The same for the Chinese checkpoints, if it differs.
-        question (`bool`): Whether the text is a question: it gets its question mark if it lacks one.
-        box (`bool`):
-            Whether the answer is a box. The picture is then resized to the processor's `max_image_size`, in which
-            boxes are counted.
-        strip_target (`bool`): Whether training targets lose their punctuation.
-        max_text_words, max_target_words, max_target_tokens (`int`, *optional*):
-            The limits of the official recipe. The text's applies with `truncation=True`, those of targets always.
-        generation (`Mapping[str, Any]`): How `generate` decodes at evaluation.
-    """
-
-    instruction: str
-    instruction_zh: str | None = None
-    question: bool = False
-    box: bool = False
-    strip_target: bool = False
-    max_text_words: int | None = None
-    max_target_words: int | None = None
-    max_target_tokens: int | None = None
-    generation: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def takes_text(self) -> bool:
-        """`bool`: Whether the user gives a text with the picture."""
-        return "{text}" in self.instruction
-
-
-# fairseq's beam search never writes padding, and ends what has not ended at the last step (docs/generation.md).
-_BEAM = {
-    "num_beams": 5,
-    "early_stopping": True,
-    "do_sample": False,
-    "forced_eos_token_id": 2,
-    "suppress_tokens": [1],
-}
-
-TASKS: dict[str, Task] = {
-    "caption": Task(
-        " what does the image describe?",
-        instruction_zh="图片描述了什么内容?",
-        strip_target=True,
-        max_target_words=20,
-        # sixteen tokens and the end of the sequence
-        generation={**_BEAM, "max_new_tokens": 17, "no_repeat_ngram_size": 3, "length_penalty": 1.0},
-    ),
-    "vqa": Task(
-        " {text}",
-        question=True,
-        max_text_words=80,
-        max_target_tokens=30,
-        # fairseq's `--unnormalized`; an answer was at most 30 tokens long in training
-        generation={**_BEAM, "max_new_tokens": 30, "length_penalty": 0.0},
-    ),
-    "visual_grounding": Task(
-        ' which region does the text " {text} " describe?',
-        instruction_zh='这段文字" {text} "描述的是哪个区域？',
-        box=True,
-        max_text_words=80,
-        # four bins and the end of the sequence
-        generation={**_BEAM, "min_new_tokens": 4, "max_new_tokens": 5, "length_penalty": 1.0},
-    ),
-}
-
-
-def get_task(name: str) -> Task:
-    """
-    Looks up a row of `TASKS`.
-
-    Raises:
-        `ValueError`: if there is no such task; the message names those that there are.
-    """
-    if not isinstance(name, str) or name not in TASKS:
-        raise ValueError(f"Unknown task {name!r}. The tasks are: {', '.join(map(repr, TASKS))}.")
-    return TASKS[name]
-
-
-def clean_text(text: str, question: bool = False) -> str:
-    """
-    Cleans an English text as the official data sets do: lower case, no leading punctuation, spaces for hyphens and
-    slashes, no double spaces. `<person>`, which stands for names in some data sets, becomes `person` but in questions.
-    """
-    text = text.lower().lstrip(",.!?*#:;~").replace("-", " ").replace("/", " ")
-    if not question:
-        text = text.replace("<person>", "person")
-    return re.sub(r"\s{2,}", " ", text).rstrip("\n").strip(" ")
+DECODER_PROMPTS = ("none", "src", "prev_output", "official")
+# Options of `generate` that each row of a batch of several tasks has for itself.
+_OF_ROWS = ("min_new_tokens", "max_new_tokens", "suppress_tokens", "no_repeat_ngram_size", "length_penalty")
 
 
 class OFAProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -127,16 +35,25 @@ class OFAProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-ar
 
 class OFAProcessor(ProcessorMixin):
     r"""
-    OFA's processor: an [`OFAImageProcessor`] and an [`OFATokenizer`], and the instructions of OFA's tasks.
+    OFA's processor: an [`OFAImageProcessor`] and an [`OFATokenizer`], and the table of OFA's tasks.
 
     Args:
         image_processor ([`OFAImageProcessor`]): for the pictures.
         tokenizer ([`OFATokenizer`]): for the texts.
         chat_template (`str`, *optional*): a Jinja template for conversations; OFA was trained without one.
         max_image_size (`int`, *optional*, defaults to 512):
-            Side of the square in which boxes are counted, and to which tasks that speak of boxes resize pictures.
+            Side of the square in which boxes are counted, and to which visual grounding resizes pictures.
         num_beams (`int`, *optional*):
             Beams with which this checkpoint decodes, in place of the tasks' own; 1 is greedy search.
+        decoder_prompt (`str`, *optional*, defaults to `"none"`):
+            What this checkpoint's decoder reads in front of its answer: nothing (`"none"`), the source with its end
+            (`"src"`) or without it (`"prev_output"`), or what each task's official fine-tuning has (`"official"`).
+        answers (`dict[str, list[str]]`, *optional*):
+            By name of a task, the closed list of answers that this checkpoint was trained with, where the list is not
+            the task's own: VQA's answers, the classes of ImageNet.
+        clip_boxes (`bool`, *optional*, defaults to `True`):
+            Whether what lies outside of the picture is cut off from target boxes. The official code does not, and
+            writes `<unk>` for a side that no bin stands for.
 
     Example:
 
@@ -162,10 +79,16 @@ class OFAProcessor(ProcessorMixin):
         chat_template: str | dict[str, str] | None = None,
         max_image_size: int = 512,
         num_beams: int | None = None,
+        decoder_prompt: str = "none",
+        answers: dict[str, list[str]] | None = None,
+        clip_boxes: bool = True,
     ):
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
         self.max_image_size = max_image_size
         self.num_beams = num_beams
+        self.decoder_prompt = _check_prompt(decoder_prompt)
+        self.answers = answers
+        self.clip_boxes = clip_boxes
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any) -> "OFAProcessor":
@@ -191,9 +114,12 @@ class OFAProcessor(ProcessorMixin):
     def __call__(
         self,
         images: ImageInput | str | os.PathLike | bytes | Sequence[Any] | None = None,
-        text: str | Sequence[str] | None = None,
-        task: str | None = None,
+        text: Any = None,
+        task: str | Task | Sequence[str | Task] | None = None,
         target: Any = None,
+        text_pair: str | Sequence[str | None] | None = None,
+        objects: Sequence[Any] | None = None,
+        decoder_prompt: str | None = None,
         **kwargs: Unpack[OFAProcessorKwargs],
     ) -> BatchFeature:
         """
@@ -203,41 +129,57 @@ class OFAProcessor(ProcessorMixin):
             images (picture or list of pictures, *optional*):
                 A picture, or one for each row: whatever [`OFAImageProcessor`] takes, or `None` for a row without one.
                 A row may also be a list of at most one picture.
-            text (`str` or `list[str]`, *optional*):
+            text (`str`, region or a list of these, *optional*):
                 Without `task`, what the encoder reads, as it is (OFA's own instructions start with a space). With
-                `task`, the question or phrase, which is cleaned and put into the task's instruction.
-            task (`str`, *optional*): A name in `TASKS`.
-            target (`str`, box or a list of these, *optional*):
-                What the model shall answer, for training: a text, or for tasks that answer with a box
-                `[x0, y0, x1, y1]` in pixels of the upright original picture. What of a box lies outside of the picture
-                is cut off (the official code does not, and turns such sides into `<unk>`).
+                `task`, the question, phrase, article, … that the task takes, which is cleaned and put into its
+                instruction; for `grounded_caption` a region `[x0, y0, x1, y1]` in pixels, or `"x0,y0,x1,y1"`.
+            task (`str`, [`Task`] or a list of these, *optional*):
+                A name in `TASKS` or a row of your own, for the batch or for each of its rows.
+            target (`str`, box, labelled boxes, codes or a list of these, *optional*):
+                What the model shall answer, for training: a text; for a closed list one of its answers, or the data
+                set's word for it; a box `[x0, y0, x1, y1]` in pixels of the upright original picture;
+                `{"boxes": […], "labels": […]}` or a list of `{"box": …, "label": …}`; the numbers of image codes.
+            text_pair (`str` or a list, *optional*):
+                The second text, in the order of the data sets: GLUE's, and the premise of visual entailment.
+            objects (`list[str]` or a list of these, *optional*):
+                Names of objects seen in each picture, for tasks that take them (at most 30 are read). An empty list is
+                "none found", which is not the same as `None`.
+            decoder_prompt (`str`, *optional*):
+                In place of the processor's own `decoder_prompt`.
             **kwargs:
                 For the tokenizer (`padding`, which is to the longest text by default, `truncation`, `max_length`, …),
                 for the image processor (`size`, …) and `return_tensors`. With `task`, `truncation=True` first cuts the
-                user's text to the number of words of the official recipe, so that the instruction stays whole.
+                user's texts to the number of words of the official recipe, so that the instruction stays whole.
 
         Returns:
             [`BatchFeature`]: with these fields:
 
             - **input_ids**, **attention_mask** of shape `(batch, length)`, if there is a text or task.
             - **pixel_values** of shape `(batch, 3, height, width)` and **patch_masks** of shape `(batch,)`, if there
-              is an image; rows without one are zeros, and `False` in `patch_masks`.
+              is an image; rows without one are zeros, and `False` in `patch_masks`. In a batch of several tasks all
+              pictures get the size of the task that wants the largest.
+            - **code_masks** of shape `(batch,)`, if a task answers with image codes: which rows do.
             - **labels** of shape `(batch, target length)`, if there is a `target`, padded with -100.
+            - **decoder_input_ids**, **decoder_attention_mask** of shape `(batch, target length)`, if there are decoder
+              prompts: the prompts, padded on the right, with the targets behind them if there are any.
 
         Raises:
             `ValueError`: if the task is unknown, if something that it needs is missing, if images, texts and targets
                 do not match in number, if a text is longer than the model's positions, or if a picture or box is bad.
         """
-        row = None if task is None else get_task(task)
         pictures = self._as_pictures(images)
-        texts = self._as_texts(text, row, task, None if pictures is None else len(pictures))
-        if pictures is None and texts is None:
-            raise ValueError("Nothing to process: give images=, text= or task=.")
-        if pictures is not None and texts is not None and len(pictures) != len(texts):
+        rows, count = self._rows(task, pictures, text, text_pair, target)
+        texts = self._column(text, "text", rows, count)
+        pairs = self._column(text_pair, "text_pair", rows, count)
+        named = self._column(objects, "objects", rows, count)
+        if pictures is not None and len(pictures) != count:
             raise ValueError(
-                f"{len(pictures)} images but {len(texts)} texts: give one image for each text (None where a text "
-                "has none)."
+                f"{len(pictures)} images but {count} texts: give one image for each text (None where a text has none)."
             )
+        for i, row in enumerate(rows):
+            where = f" (row {i})" if count > 1 else ""
+            self._check_row(where, row, pictures and pictures[i : i + 1], texts[i], pairs[i], named[i])
+
         merged = self._merge_kwargs(
             OFAProcessorKwargs, tokenizer_init_kwargs=getattr(self.tokenizer, "init_kwargs", None), **kwargs
         )
@@ -245,45 +187,96 @@ class OFAProcessor(ProcessorMixin):
         return_tensors = text_kwargs.pop("return_tensors", None)
         return_tensors = images_kwargs.pop("return_tensors", None) or return_tensors
 
-        data: dict[str, Any] = {}
-        if texts is not None:
-            data.update(self._encode_texts(texts, row, text_kwargs))
-        if pictures is not None and any(picture is not None for picture in pictures):
-            if row is not None and row.box:
-                images_kwargs.setdefault("size", {"height": self.max_image_size, "width": self.max_image_size})
+        if pictures is not None:
             fetch = self.image_processor.fetch_images
             pictures = [None if picture is None else fetch(picture) for picture in pictures]
-            data.update(self._encode_pictures(pictures, images_kwargs))
-        if target is not None:
-            labels = self._encode_targets(target, row, pictures, len(texts or pictures or []), images_kwargs)
-            if text_kwargs.get("padding"):
-                longest = max(map(len, labels))
-                labels = [ids + [-100] * (longest - len(ids)) for ids in labels]
-            data["labels"] = labels
+        codecs = [None] * count if pictures is None else self._codecs(rows, pictures, images_kwargs)
+        data: dict[str, Any] = {}
+        if any(one is not None for one in (*rows, *texts)):
+            data.update(self._encode_texts(rows, texts, pairs, named, codecs, text_kwargs))
+        if pictures is not None and any(picture is not None for picture in pictures):
+            data.update(self._encode_pictures(rows, pictures, images_kwargs))
+        draws = [row is not None and row.answer == "codes" for row in rows]
+        if any(draws):
+            data["code_masks"] = draws
+        bodies = None if target is None else self._encode_targets(target, rows, codecs)
+        prompts = self._prompts(rows, decoder_prompt, data)
+        data.update(self._decoder_side(rows, prompts, bodies, bool(text_kwargs.get("padding"))))
         return BatchFeature(data, tensor_type=return_tensors)
 
-    def generation_kwargs(self, task: str) -> dict[str, Any]:
+    def generation_kwargs(
+        self,
+        task: str | Task | Sequence[str | Task],
+        answers: Sequence[str] | AnswerTrie | Mapping[str, Sequence[str] | AnswerTrie] | None = None,
+        constrained: bool | None = None,
+    ) -> dict[str, Any]:
         """
-        Gives the keyword arguments of `generate` with which a task is decoded at evaluation.
+        Gives the keyword arguments of `generate` with which a task is decoded at evaluation. They may be used for
+        any number of calls.
 
         Args:
-            task (`str`): a name in `TASKS`.
+            task (`str`, [`Task`] or a list of these):
+                A task, or one for each row of a batch: then every row has its own length and constraint, and gets the
+                answer that it gets alone.
+            answers (`list[str]`, [`AnswerTrie`] or a `dict` of these by name of task, *optional*):
+                The closed list of answers, in place of the task's own or the processor's `answers`. Make a trie once
+                ([`OFAProcessor.answer_trie`]) where the list is long.
+            constrained (`bool`, *optional*):
+                Whether to let the model write nothing but what answers this task (one of the answers, bins, codes). By
+                default as the official evaluation does.
+
+        Raises:
+            `ValueError`: if the task is unknown, if one list of answers is given for several tasks, or if tasks that
+                sample and tasks that search share a batch.
         """
-        options = dict(get_task(task).generation)
-        if self.num_beams is not None:
-            options["num_beams"] = self.num_beams
-        if options.get("num_beams", 1) == 1:
-            for name in ("early_stopping", "length_penalty"):  # of beams alone
-                options.pop(name, None)
-        return options
+        rows = [get_task(one) for one in ([task] if isinstance(task, str | Task) else task)]
+        if answers is not None and not isinstance(answers, Mapping):
+            if len({row.name for row in rows}) > 1:
+                raise ValueError("One list of answers for several tasks: give answers={'vqa': […]}, by name of task.")
+            answers = {rows[0].name: answers}
+        constraints: dict[str, Constraint | None] = {}
+        for row in rows:
+            if row.name not in constraints:
+                limited = row.constrained if constrained is None else constrained
+                known = (answers or {}).get(row.name) or self.closed_list(row)
+                constraints[row.name] = self._format.constraint(row, known) if limited else None
+        if len(constraints) == 1:
+            options, constraint = self._search_options(rows[0]), constraints[rows[0].name]
+            if constraint is not None:
+                processor = RowLogitsProcessor(RowOptions(constraint), self.tokenizer.eos_token_id)
+                options["logits_processor"] = [processor]
+            return options
+        return self._mixed_options(rows, constraints)
+
+    def closed_list(self, task: str | Task) -> Sequence[str] | None:
+        """
+        Gives the answers among which a task chooses, its own or this checkpoint's, or `None` if it writes freely.
+
+        Args:
+            task (`str` or [`Task`]): The task.
+        """
+        row = get_task(task)
+        return row.answers or (self.answers or {}).get(row.name)
+
+    def answer_trie(self, answers: Sequence[str], task: str | Task = "vqa") -> AnswerTrie:
+        """
+        Gives the trie of a closed list of answers, for `generation_kwargs` and for the model's `score_candidates`.
+
+        Args:
+            answers (`list[str]`): The answers.
+            task (`str` or [`Task`]): The task, which tells how an answer is written.
+        """
+        return self._format.trie(answers, get_task(task))
 
     def post_process(
         self,
         ids: Any,
-        task: str,
-        image_sizes: Sequence[Sequence[int]] | None = None,
+        task: str | Task | Sequence[str | Task],
+        image_sizes: Sequence[Any] | None = None,
         scores: Sequence[float] | None = None,
         size: int | Mapping[str, int] | None = None,
+        transition_scores: Any = None,
+        inputs: Mapping[str, Any] | None = None,
     ) -> list[dict[str, Any]]:
         """
         Turns generated token ids into answers.
@@ -291,44 +284,89 @@ class OFAProcessor(ProcessorMixin):
         Args:
             ids (`torch.LongTensor` of shape `(rows, length)` or `list[list[int]]`):
                 What `generate` gives. With `num_return_sequences` there may be several rows for each picture.
-            task (`str`): A name in `TASKS`.
+            task (`str`, [`Task`] or a list of these): The task, or that of each row of the batch.
             image_sizes (`list[tuple[int, int]]`, *optional*):
-                Height and width of each upright original picture, for tasks that answer with a box.
+                Height and width of each upright original picture, for tasks that answer with boxes.
             scores (`torch.FloatTensor` of shape `(rows,)` or `list[float]`, *optional*):
                 A score for each row, such as `sequences_scores` of `generate`.
             size (`int` or `dict[str, int]`, *optional*):
                 The `size` that the call was given, if it was given one.
+            transition_scores (`torch.FloatTensor` of shape `(rows, steps)`, *optional*):
+                Log-probabilities of the generated tokens, `model.compute_transition_scores(…)`: what scores are made
+                of where `scores` is not given. The score of a label is its probability, that of a text, of a box or of
+                a box with its label the geometric mean of the probabilities of its tokens.
+            inputs (`Mapping`, *optional*):
+                What the call gave. Needed where rows have decoder prompts, which are no part of the answer, and where
+                the size of the pictures is neither the tasks' own nor `size`.
 
         Returns:
-            `list[dict[str, Any]]`: For each row `{"text": …}` (and `"score"` if there are scores), or for tasks that
-            answer with a box `{"boxes": [[x0, y0, x1, y1]], "scores": [score or None]}` in pixels of the original
-            picture. Both are empty if the model did not answer with four bins.
+            `list[dict[str, Any]]`: For each row, by what its task answers with:
+
+            - a text: `{"text": …}`,
+            - a label: `{"label": …}`,
+            - a box: `{"boxes": [[x0, y0, x1, y1]], "scores": [score or None]}` in pixels of the original picture; both
+              are empty if the model did not answer with four bins,
+            - boxes: the same with `"labels"`, texts,
+            - codes: `{"codes": […]}`, numbers from 0.
+
+            Texts, labels and codes have a `"score"` if there are scores.
 
         Raises:
             `ValueError`: if the task is unknown, or if sizes or scores are missing or do not match in number.
         """
-        row = get_task(task)
-        rows: list[list[int]] = ids.tolist() if hasattr(ids, "tolist") else [list(map(int, one)) for one in ids]
+        generated: list[list[int]] = ids.tolist() if hasattr(ids, "tolist") else [list(map(int, one)) for one in ids]
+        rows = [get_task(one) for one in ([task] if isinstance(task, str | Task) else task)]
         row_scores = scores.tolist() if hasattr(scores, "tolist") else scores  # type: ignore[union-attr]
-        if row_scores is not None and len(row_scores) != len(rows):
-            raise ValueError(f"{len(row_scores)} scores for {len(rows)} rows of ids.")
-        if not row.box:
-            texts = self.post_process_image_text_to_text(rows)
-            if row_scores is None:
-                return [{"text": text} for text in texts]
-            return [{"text": text, "score": score} for text, score in zip(texts, row_scores, strict=True)]
-
-        if image_sizes is None:
-            raise ValueError(f"Task {task!r} answers with boxes: give image_sizes=[(height, width), …].")
-        if len(image_sizes) == 0 or len(rows) % len(image_sizes) != 0:
-            raise ValueError(f"{len(image_sizes)} image_sizes do not match {len(rows)} rows of ids.")
-        beams = len(rows) // len(image_sizes)
+        if row_scores is not None and len(row_scores) != len(generated):
+            raise ValueError(f"{len(row_scores)} scores for {len(generated)} rows of ids.")
+        if not rows or len(generated) % len(rows):
+            raise ValueError(f"{len(rows)} tasks do not match {len(generated)} rows of ids.")
+        if any(row.answer in ("box", "boxes") for row in rows):
+            if image_sizes is None:
+                name = next(row.name for row in rows if row.answer in ("box", "boxes"))
+                raise ValueError(f"Task {name!r} answers with boxes: give image_sizes=[(height, width), …].")
+            if len(image_sizes) == 0 or len(generated) % len(image_sizes):
+                raise ValueError(f"{len(image_sizes)} image_sizes do not match {len(generated)} rows of ids.")
+        answer_format = self._format
+        prompt_mask = None if inputs is None else inputs.get("decoder_attention_mask")
         answers = []
-        for i, tokens in enumerate(rows):
-            box = self._decode_box(tokens, image_sizes[i // beams], self._sides(size))
+        for i, tokens in enumerate(generated):
+            row = rows[i * len(rows) // len(generated)]
+            start = 1 if prompt_mask is None else int(sum(prompt_mask[i * len(prompt_mask) // len(generated)]))
+            log_probs = None if transition_scores is None else transition_scores[i]
+            written = answer_format.cut_out(tokens, start, log_probs)
             score = None if row_scores is None else row_scores[i]
-            answers.append({"boxes": [box], "scores": [score]} if box else {"boxes": [], "scores": []})
+            codec = None
+            if image_sizes is not None and row.answer in ("box", "boxes"):
+                image_size = image_sizes[i * len(image_sizes) // len(generated)]
+                codec = self._codec(image_size, self._sides(row, size, inputs))
+            answers.append(answer_format.parse(row, written, score, codec))
         return answers
+
+    def post_process_candidates(
+        self, log_probs: torch.Tensor, answers: Sequence[str], task: str | Task, top_k: int = 1
+    ) -> list[dict[str, Any]]:
+        """
+        Turns the scores of a closed list of answers into answers.
+
+        Args:
+            log_probs (`torch.FloatTensor` of shape `(rows, answers)`): What the model's `score_candidates` gives.
+            answers (`list[str]`): The answers, in the order in which they were scored.
+            task (`str` or [`Task`]): The task.
+            top_k (`int`, *optional*, defaults to 1): How many of the best answers to list under `"ranking"`.
+
+        Returns:
+            `list[dict[str, Any]]`: For each row the best answer (`"label"` or `"text"`), its probability as `"score"`,
+            and with `top_k > 1` `"ranking"`, a list of `(answer, probability)`.
+        """
+        key = "label" if get_task(task).answer == "label" else "text"
+        values, order = log_probs.float().topk(min(top_k, log_probs.shape[-1]), dim=-1)
+        results = []
+        for row_values, row_order in zip(values.exp().tolist(), order.tolist(), strict=True):
+            ranking = [(answers[i], value) for i, value in zip(row_order, row_values, strict=True)]
+            result: dict[str, Any] = {key: ranking[0][0], "score": ranking[0][1]}
+            results.append({**result, "ranking": ranking} if top_k > 1 else result)
+        return results
 
     def post_process_image_text_to_text(
         self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
@@ -341,15 +379,18 @@ class OFAProcessor(ProcessorMixin):
             skip_special_tokens (`bool`, *optional*, defaults to `True`): whether to leave `<s>`, `</s>`, `<pad>` out.
             **kwargs: passed to the tokenizer's `batch_decode`.
         """
-        texts = self.tokenizer.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
-        if getattr(self.tokenizer, "is_chinese", False):
-            texts = [_SPACE_IN_CHINESE.sub("", text) for text in texts]
-        return [text.strip() for text in texts]
+        return self._format.decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
 
     @property
     def model_input_names(self) -> list[str]:
         """`list[str]`: What a call with image and text gives."""
         return [*super().model_input_names, "patch_masks"]
+
+    @property
+    def _format(self) -> AnswerFormat:
+        return AnswerFormat(self.tokenizer, self.clip_boxes)
+
+    # What the user gave, row by row
 
     def _as_pictures(self, images: Any) -> list[Any] | None:
         """Gives one picture or `None` for each row."""
@@ -371,162 +412,335 @@ class OFAProcessor(ProcessorMixin):
             raise ValueError("images is empty; leave it out for a batch without pictures.")
         return pictures
 
-    def _as_texts(self, text: Any, row: Task | None, task: str | None, pictures: int | None) -> list[str] | None:
-        """Gives what the encoder shall read for each row, before truncation."""
-        texts = [text] if isinstance(text, str) else None if text is None else list(text)
-        if texts is not None and (not texts or not all(isinstance(one, str) for one in texts)):
-            raise ValueError("text must be a string or a list of strings, and not empty.")
+    def _rows(
+        self, task: Any, pictures: list[Any] | None, text: Any, text_pair: Any, target: Any
+    ) -> tuple[list[Task | None], int]:
+        """Gives each row's task, and the number of rows."""
+        several = task is not None and not isinstance(task, str | Task)
+        tasks: list[Task | None] = [None] if task is None else [get_task(one) for one in (task if several else [task])]
+        counts = [len(tasks)] if several else []
+        for one in (text, text_pair):
+            if one is not None:
+                counts.append(1 if isinstance(one, str) or _is_numbers(one) else len(one))
+        if pictures is not None:
+            counts.append(len(pictures))
+        if not counts:
+            if task is None:
+                raise ValueError("Nothing to process: give images=, text= or task=.")
+            counts = [1]  # of a task that lacks what it needs, as the check of each row says
+        if 0 in counts:
+            raise ValueError("The batch is empty: images and text must be one thing or a list of at least one.")
+        count = counts[0]
+        return (tasks if several else tasks * count), count
+
+    def _column(self, values: Any, name: str, rows: list[Task | None], count: int) -> list[Any]:
+        """Gives one value or `None` for each row."""
+        if values is None:
+            return [None] * count
+        if isinstance(values, str) or _is_numbers(values):
+            values = [values]
+        elif name == "objects" and count == 1 and all(isinstance(one, str) for one in values):
+            values = [values]
+        values = list(values)
+        if len(values) != count:
+            raise ValueError(
+                f"{count} rows but {len(values)} values of {name}: give one for each image, text or task (None where "
+                "a row has none)."
+            )
+        return values
+
+    def _check_row(
+        self, where: str, row: Task | None, picture: list[Any] | None, text: Any, pair: Any, objects: Any
+    ) -> None:
+        """Says what a row lacks, or has too much. Its picture may be `None`, if it is said that it has none."""
         if row is None:
-            return texts
-        if pictures is None:
-            raise ValueError(f"Task {task!r} is about a picture: give images=.")
+            if pair is not None or objects is not None:
+                raise ValueError("text_pair and objects belong to a task: give task=.")
+            if text is not None and not isinstance(text, str):
+                raise ValueError(f"text must be a string or a list of strings, but here{where} it is {text!r}.")
+            return
+        where = f"Task {row.name!r}{where}"
+        if row.takes_audio:
+            raise ValueError(
+                f"{where} is about recorded speech, which needs MMSpeech's encoder: this model reads pictures and "
+                "text."
+            )
+        if row.takes_image and picture is None:
+            raise ValueError(f"{where} is about a picture: give images=.")
+        if not row.takes_image and picture and picture[0] is not None:
+            raise ValueError(f"{where} takes no picture; leave images= out.")
         if row.takes_text:
-            if texts is None:
-                raise ValueError(f"Task {task!r} needs text=: {'the question' if row.question else 'the phrase'}.")
-            return texts
-        if texts is not None and any(texts):
-            raise ValueError(f"Task {task!r} takes no text, its instruction is {row.instruction!r}; leave task= out.")
-        return [""] * pictures
+            if text is None:
+                raise ValueError(f"{where} needs text=: {row.text_is or 'its text'}.")
+            if not isinstance(text, str) and not (row.takes_region and _is_numbers(text)):
+                raise ValueError(f"{where} takes {row.text_is or 'a text'} as text=, not {text!r}.")
+        elif text:
+            raise ValueError(f"{where} takes no text, its instruction is {row.instruction!r}; leave task= out.")
+        if row.needs_pair and not isinstance(pair, str):
+            raise ValueError(f"{where} needs text_pair=: {row.text_pair_is or 'the second text'}.")
+        if pair is not None and not (row.takes_pair and isinstance(pair, str)):
+            raise ValueError(f"{where} takes {'a string as' if row.takes_pair else 'no'} text_pair=, not {pair!r}.")
+        if objects is not None and not row.takes_objects:
+            raise ValueError(f"{where} takes no objects=.")
 
-    def _encode_texts(self, texts: list[str], row: Task | None, text_kwargs: dict[str, Any]) -> Mapping[str, Any]:
-        """Tokenises the texts, put into the task's instruction if there is one."""
-        truncates = text_kwargs.get("truncation") not in (None, False, "do_not_truncate")
-        if row is not None:
-            instruction = row.instruction
-            if row.instruction_zh is not None and getattr(self.tokenizer, "is_chinese", False):
-                instruction = row.instruction_zh
-            cleaned = [self._clean(text, row, row.max_text_words if truncates else None) for text in texts]
-            texts = [instruction.replace("{text}", text) for text in cleaned]
-        encoded = self.tokenizer(texts, **text_kwargs)
-        if not truncates:
-            limit, pad = self.tokenizer.model_max_length, self.tokenizer.pad_token_id
-            for i, ids in enumerate(encoded["input_ids"]):
-                length = len(ids) - ids.count(pad)
-                if length > limit:
-                    raise ValueError(
-                        f"Text {i} is {length:,} tokens long, but the model has {limit:,} positions. Shorten it, or "
-                        "pass truncation=True to drop the end."
-                    )
-        return encoded
+    # The encoder's side
 
-    def _clean(self, text: str, row: Task, max_words: int | None) -> str:
-        """Cleans the user's text for an instruction."""
-        if getattr(self.tokenizer, "is_chinese", False):
-            text = text.lower().strip()
-            text = text[:max_words]
-        else:
-            text = clean_text(text, question=row.question)
-            if max_words is not None and len(words := text.split(" ")) > max_words:
-                text = " ".join(words[:max_words])
-        return text if not row.question or text.endswith(("?", "？")) else f"{text}?"
+    def _codecs(
+        self, rows: list[Task | None], pictures: list[Any], images_kwargs: dict[str, Any]
+    ) -> list[BoxCodec | None]:
+        """Settles the size of the batch's pictures in `images_kwargs`, and gives what makes tokens of their boxes."""
+        if images_kwargs.get("size") is None:
+            wanted = {row.image_size for row in rows if row is not None}
+            if wanted - {None}:
+                sides = [self._sides(row) for row in rows if row is not None]
+                height, width = max(sides)
+                images_kwargs["size"] = {"height": height, "width": width}
+        if getattr(self.tokenizer, "bin_start_id", None) is None:
+            return [None] * len(rows)
+        size = images_kwargs.get("size")
+        return [
+            None if row is None or picture is None else self._codec(_picture_size(picture), self._sides(row, size))
+            for row, picture in zip(rows, pictures, strict=True)
+        ]
 
-    def _encode_pictures(self, pictures: list[Any], images_kwargs: dict[str, Any]) -> dict[str, list[Any]]:
-        """Gives the pixels of the rows that have a picture, and zeros for the others."""
-        pixels = iter(
-            self.image_processor([picture for picture in pictures if picture is not None], **images_kwargs)[
-                "pixel_values"
-            ]
-        )
-        rows = [None if picture is None else next(pixels) for picture in pictures]
-        first = next(one for one in rows if one is not None)
-        return {
-            "pixel_values": [first * 0 if one is None else one for one in rows],
-            "patch_masks": [picture is not None for picture in pictures],
-        }
+    def _codec(self, image_size: Sequence[int], sides: tuple[int, int]) -> BoxCodec:
+        """Gives what makes tokens of the boxes of a picture."""
+        bins = self._format.bins()
+        return BoxCodec(image_size, sides, self.max_image_size, bins.start, len(bins))
 
-    def _encode_targets(
-        self,
-        target: Any,
-        row: Task | None,
-        pictures: list[Any] | None,
-        rows: int,
-        images_kwargs: dict[str, Any],
-    ) -> list[list[int]]:
-        """Gives the label ids of each row, ending in `</s>`."""
-        targets = target.tolist() if hasattr(target, "tolist") else target
-        is_box = row is not None and row.box
-        if isinstance(targets, str) or (is_box and len(targets) == 4 and all(np.ndim(side) == 0 for side in targets)):
-            targets = [targets]
-        if len(targets) != rows:
-            raise ValueError(f"{len(targets)} targets for {rows} rows of images and texts.")
-        if is_box:
-            sides = self._sides(images_kwargs.get("size"))
-            bodies = [
-                self._encode_box(box, picture, sides) for box, picture in zip(targets, pictures or [], strict=True)
-            ]
-        else:
-            if not all(isinstance(one, str) for one in targets):
-                raise ValueError(f"A target is a text here, not {targets!r}.")
-            if row is not None:
-                targets = [self._clean_target(one, row) for one in targets]
-            bodies = self.tokenizer(targets, add_special_tokens=False)["input_ids"]
-            if row is not None and row.max_target_tokens is not None:
-                bodies = [ids[: row.max_target_tokens] for ids in bodies]
-        labels = [[*ids, self.tokenizer.eos_token_id] for ids in bodies]
-        for i, ids in enumerate(labels):
-            if len(ids) > self.tokenizer.model_max_length:
-                raise ValueError(
-                    f"Target {i} is {len(ids):,} tokens long, but the model has "
-                    f"{self.tokenizer.model_max_length:,} positions."
-                )
-        return labels
-
-    @staticmethod
-    def _clean_target(target: str, row: Task) -> str:
-        """Puts a target text as the official data sets do, with a leading space."""
-        if row.strip_target:
-            target = target.translate(_DELETE_PUNCTUATION).strip()
-        if row.max_target_words is not None:
-            target = " ".join(target.split()[: row.max_target_words])
-        return f" {target}"
-
-    def _sides(self, size: Any) -> tuple[int, int]:
-        """Gives the height and width to which a call with this `size` resizes pictures for a task with boxes."""
+    def _sides(self, row: Task, size: Any = None, inputs: Mapping[str, Any] | None = None) -> tuple[int, int]:
+        """Gives the height and width that pictures of a task have, by the call's `size` or what the call gave."""
+        if size is None and inputs is not None and inputs.get("pixel_values") is not None:
+            height, width = inputs["pixel_values"][0].shape[-2:]
+            return int(height), int(width)
         if size is None:
-            return self.max_image_size, self.max_image_size
+            size = self.max_image_size if row.image_size == "max" else row.image_size
+        if size is None:
+            size = getattr(self.image_processor, "size", None) or self.max_image_size
         if isinstance(size, int):
             return size, size
         if "height" not in size or "width" not in size:
             raise ValueError(f"Boxes need a size with height and width, not {dict(size)}.")
         return size["height"], size["width"]
 
-    def _bins(self) -> tuple[int, int]:
-        """Gives the id of `<bin_0>` and the number of bins."""
-        start, number = getattr(self.tokenizer, "bin_start_id", None), getattr(self.tokenizer, "num_bins", 0)
-        if start is None:
-            raise ValueError("This tokenizer has no <bin_i> tokens, so it cannot speak of boxes.")
-        return start, number
+    def _encode_texts(
+        self,
+        rows: list[Task | None],
+        texts: list[Any],
+        pairs: list[Any],
+        objects: list[Any],
+        codecs: Sequence[BoxCodec | None],
+        text_kwargs: dict[str, Any],
+    ) -> Mapping[str, Any]:
+        """Tokenises the texts, put into the task's instruction where there is one."""
+        truncates = text_kwargs.get("truncation") not in (None, False, "do_not_truncate")
+        limits = [row.max_tokens for row in rows if row is not None and row.max_tokens is not None]
+        if truncates and limits:
+            text_kwargs.setdefault("max_length", min(limits) + 2)  # with the start and the end
+        sources = [
+            (text or "") if row is None else self._source(row, text, pair, named, truncates)
+            for row, text, pair, named in zip(rows, texts, pairs, objects, strict=True)
+        ]
+        encoded = self.tokenizer(sources, **text_kwargs)
+        pad = self.tokenizer.pad_token_id
+        for i, (row, ids) in enumerate(zip(rows, encoded["input_ids"], strict=True)):
+            length, limit = len(ids) - ids.count(pad), self.tokenizer.model_max_length
+            if length > limit:
+                raise ValueError(
+                    f"Text {i} is {length:,} tokens long, but the model has {limit:,} positions. Shorten it, or "
+                    "pass truncation=True to drop the end."
+                )
+            if row is not None and row.takes_region:
+                bins = self._format.encode_box(self._region(texts[i]), codecs[i])
+                places = [k for k, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
+                for place, token in zip(places[-4:], bins, strict=True):
+                    ids[place] = token
+        return encoded
 
-    def _encode_box(self, box: Any, picture: Any, sides: tuple[int, int]) -> list[int]:
-        """Quantises a box in pixels to the ids of four bins, in the official code's single precision."""
-        if picture is None:
-            raise ValueError("A target box needs its picture: give images=.")
-        height, width = _picture_size(picture)
-        if len(box) != 4 or not all(isinstance(side, int | float | np.number) and math.isfinite(side) for side in box):
-            raise ValueError(f"A target box is four numbers [x0, y0, x1, y1], not {box!r}.")
-        x0, y0, x1, y1 = box
-        if x1 < x0 or y1 < y0 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
+    def _source(self, row: Task, text: Any, pair: str | None, objects: Any, truncates: bool) -> str:
+        """Gives what the encoder reads."""
+        source = row.instruction
+        if self._format.is_chinese and row.instruction_zh is not None:
+            source = row.instruction_zh
+        elif pair is not None and row.pair_instruction is not None:
+            source = row.pair_instruction
+        max_words = row.max_words if truncates else None
+        given = {} if row.takes_region or text is None else {"{text}": self._clean(text, row, max_words)}
+        if pair is not None:
+            given["{text_pair}"] = self._clean(pair, row, max_words, is_pair=True)
+        # Chinese word pieces spell `<bin_i>` out, so the places of a region are written as masks at first.
+        given["{region}"] = self.tokenizer.mask_token * 4
+        source = re.sub(r"\{(text|text_pair|region)\}", lambda match: given.get(match[0], ""), source)
+        if objects is not None:
+            names = objects.split("&&") if isinstance(objects, str) else list(objects)
+            source = f"{source} object: {' '.join(names[:30])}"
+        return source
+
+    def _clean(self, text: str, row: Task, max_words: int | None, is_pair: bool = False) -> str:
+        """Cleans the user's text for an instruction."""
+        if self._format.is_chinese:
+            text = text.lower().strip()[:max_words]
+        else:
+            text = row.clean(text)
+            if max_words is not None and len(words := text.split(" ")) > max_words:
+                text = " ".join(words[:max_words])
+        asks = row.question_mark and not is_pair
+        return f"{text}?" if asks and not text.endswith(("?", "？")) else text
+
+    @staticmethod
+    def _region(text: Any) -> list[float]:
+        """Gives the box that was given as a text."""
+        if not isinstance(text, str):
+            return [float(side) for side in text]
+        try:
+            return [float(side) for side in text.split(",")]
+        except ValueError:
+            raise ValueError(f"A region is [x0, y0, x1, y1] or 'x0,y0,x1,y1' in pixels, not {text!r}.") from None
+
+    def _encode_pictures(
+        self, rows: list[Task | None], pictures: list[Any], images_kwargs: dict[str, Any]
+    ) -> dict[str, list[Any]]:
+        """Gives the pixels of the rows that have a picture, and zeros for the others."""
+        groups: dict[tuple, list[int]] = {}
+        for i, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+            if picture is not None:
+                groups.setdefault((None, None) if row is None else (row.image_mean, row.image_std), []).append(i)
+        pixels: list[Any] = [None] * len(rows)
+        for (mean, std), members in groups.items():
+            own = {} if mean is None else {"image_mean": list(mean), "image_std": list(std)}
+            laid_out = [self._lay_out(rows[i], pictures[i], images_kwargs) for i in members]
+            values = self.image_processor(laid_out, **{**own, **images_kwargs})["pixel_values"]
+            for i, one in zip(members, values, strict=True):
+                row = rows[i]
+                pixels[i] = hide_middle(one) if row is not None and row.image_layout == "frame" else one
+        first = next(one for one in pixels if one is not None)
+        return {
+            "pixel_values": [first * 0 if one is None else one for one in pixels],
+            "patch_masks": [picture is not None for picture in pictures],
+        }
+
+    def _lay_out(self, row: Task | None, picture: Any, images_kwargs: dict[str, Any]) -> Any:
+        """Gives a picture, put on a square with its aspect ratio kept if the task wants that."""
+        if row is None or row.image_layout not in ("page", "document"):
+            return picture
+        if not isinstance(picture, PIL.Image.Image):
             raise ValueError(
-                f"The box {list(box)} is not a region of its picture of {width} × {height} pixels; [x0, y0, x1, y1] "
-                "are the left, upper, right and lower side."
+                f"Task {row.name!r} keeps the aspect ratio of its picture, which must be a picture, no array."
             )
-        start, number = self._bins()
-        limits = np.array([width, height, width, height], dtype=np.float32)
-        ratios = np.array([sides[1] / width, sides[0] / height] * 2, dtype=np.float32)
-        resized = np.clip(np.array(box, dtype=np.float32), 0, limits) * ratios
-        bins = np.rint(resized / np.float32(self.max_image_size) * np.float32(number - 1))
-        return [start + min(int(one), number - 1) for one in bins]
+        return ocr_resize(
+            picture, self._sides(row, images_kwargs.get("size"))[0], document=row.image_layout == "document"
+        )
 
-    def _decode_box(self, tokens: list[int], size: Sequence[int], sides: tuple[int, int]) -> list[float] | None:
-        """Turns the first four tokens into a box in pixels of the original picture, if they are bins."""
-        start, number = self._bins()
-        special = {self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self.tokenizer.pad_token_id}
-        bins = [token - start for token in tokens if token not in special][:4]
-        if len(bins) < 4 or not all(0 <= one < number for one in bins):
+    # The decoder's side
+
+    def _encode_targets(
+        self, target: Any, rows: list[Task | None], codecs: Sequence[BoxCodec | None]
+    ) -> list[list[int]]:
+        """Gives the ids that the decoder shall write in each row, without the end."""
+        targets = target.tolist() if hasattr(target, "tolist") else target
+        if len(rows) == 1 and not (isinstance(targets, list | tuple) and len(targets) == 1):
+            targets = [targets]
+        elif isinstance(targets, str | Mapping):
+            targets = [targets]
+        if len(targets) != len(rows):
+            raise ValueError(f"{len(targets)} targets for {len(rows)} rows of images and texts.")
+        encode = self._format.encode
+        return [encode(one, row, codec) for one, row, codec in zip(targets, rows, codecs, strict=True)]
+
+    def _prompts(
+        self, rows: list[Task | None], decoder_prompt: str | None, data: Mapping[str, Any]
+    ) -> list[list[int]] | None:
+        """Gives what each row's decoder reads before its answer, `<s>` included; `None` if it is nothing else."""
+        chosen = _check_prompt(self.decoder_prompt if decoder_prompt is None else decoder_prompt)
+        kinds = [("none" if row is None else row.decoder_prompt) if chosen == "official" else chosen for row in rows]
+        if all(kind == "none" for kind in kinds):
             return None
-        height, width = (float(side) for side in size)
-        ratios = [sides[1] / width, sides[0] / height] * 2
-        return [one / (number - 1) * self.max_image_size / ratio for one, ratio in zip(bins, ratios, strict=True)]
+        if "input_ids" not in data:
+            raise ValueError(f"decoder_prompt={chosen!r} repeats the text for the decoder, but there is no text.")
+        special = {self.tokenizer.pad_token_id}
+        prompts = []
+        for kind, ids in zip(kinds, data["input_ids"], strict=True):
+            source = [token for token in ids if token not in special]
+            cut = {"none": 1, "src": len(source), "prev_output": len(source) - 1}[kind]
+            prompts.append(source[:cut])
+        return prompts
+
+    def _decoder_side(
+        self, rows: list[Task | None], prompts: list[list[int]] | None, bodies: list[list[int]] | None, pads: bool
+    ) -> dict[str, list[list[int]]]:
+        """Gives labels and decoder inputs, as far as there are targets and prompts."""
+        data: dict[str, list[list[int]]] = {}
+        if bodies is not None:
+            for i, (row, body) in enumerate(zip(rows, bodies, strict=True)):
+                before = len(prompts[i]) - 1 if prompts else 0
+                ends = row is None or row.ends
+                label = [-100] * before + body + ([self.tokenizer.eos_token_id] if ends else [])
+                limit = self.tokenizer.model_max_length + 1  # decoders have positions for 1,024 codes and a start
+                if len(label) > limit:
+                    raise ValueError(
+                        f"Target {i} is {len(label):,} tokens long, but the model has {limit:,} positions."
+                    )
+                data.setdefault("labels", []).append(label)
+        if prompts is not None:
+            data["decoder_input_ids"] = (
+                prompts
+                if bodies is None
+                else [
+                    [*prompt, *label[len(prompt) - 1 : -1]]
+                    for prompt, label in zip(prompts, data["labels"], strict=True)
+                ]
+            )
+            data["decoder_attention_mask"] = [[1] * len(ids) for ids in data["decoder_input_ids"]]
+        if pads:
+            fill = {"labels": -100, "decoder_input_ids": self.tokenizer.pad_token_id, "decoder_attention_mask": 0}
+            for name, lists in data.items():
+                longest = max(map(len, lists))
+                data[name] = [ids + [fill[name]] * (longest - len(ids)) for ids in lists]
+        return data
+
+    # Constraints and search
+
+    def _search_options(self, row: Task) -> dict[str, Any]:
+        """Gives a task's options of `generate`, for this checkpoint."""
+        options = dict(row.generation)
+        if self.num_beams is not None and not options.get("do_sample"):
+            options["num_beams"] = self.num_beams
+        if options.get("num_beams", 1) == 1:
+            for name in ("early_stopping", "length_penalty"):  # of beams alone
+                options.pop(name, None)
+        return options
+
+    def _mixed_options(self, rows: list[Task], constraints: Mapping[str, Constraint | None]) -> dict[str, Any]:
+        """Gives the options of a batch of several tasks."""
+        searches = [self._search_options(row) for row in rows]
+        if len({options["do_sample"] for options in searches}) > 1:
+            names = ", ".join(sorted(constraints))
+            raise ValueError(f"Tasks that sample and tasks that search cannot share a batch: {names}.")
+        entries = []
+        for row, options in zip(rows, searches, strict=True):
+            own = {name: options[name] for name in _OF_ROWS if name in options}
+            if not row.ends:
+                own["max_new_tokens"] += 1  # in company, every answer ends
+            entries.append(RowOptions(constraint=constraints[row.name], **own))
+        shared = {name: value for options in searches for name, value in options.items() if name not in _OF_ROWS}
+        shared.pop("forced_eos_token_id", None)  # each row's own `max_new_tokens` forces it
+        shared["num_beams"] = max(options.get("num_beams", 1) for options in searches)
+        shared["max_new_tokens"] = max(entry.max_new_tokens or 0 for entry in entries)
+        return {**shared, "logits_processor": [RowLogitsProcessor(entries, self.tokenizer.eos_token_id)]}
+
+
+def _check_prompt(decoder_prompt: str) -> str:
+    if decoder_prompt not in DECODER_PROMPTS:
+        raise ValueError(f"decoder_prompt is one of {', '.join(map(repr, DECODER_PROMPTS))}, not {decoder_prompt!r}.")
+    return decoder_prompt
+
+
+def _is_numbers(value: Any) -> bool:
+    """Whether a value is a region, four numbers."""
+    values = value.tolist() if hasattr(value, "tolist") else value
+    return (
+        isinstance(values, list | tuple) and len(values) == 4 and all(isinstance(one, int | float) for one in values)
+    )
 
 
 def _picture_size(picture: Any) -> tuple[int, int]:

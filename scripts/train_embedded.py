@@ -43,6 +43,7 @@ from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor, OFATokenizer
+from modeling_ofa.tasks import TASKS
 
 
 SIZE = 96  # pixels per side of the pictures that the model is for
@@ -52,6 +53,7 @@ NUM_BINS = 1000
 
 OBJECT_SIZE, OBJECT_BATCH = 48, 64  # of the pictures of one object that the ResNet starts with
 SCENE_BATCH, ROWS = 16, 4  # scenes in a batch, and tasks asked of each
+CAPTION, GROUNDING = TASKS["caption"].instruction, TASKS["visual_grounding"].instruction
 COUNTS = (1, 2, 2, 3, 3, 4, 4)  # objects in a scene, each number as likely as it is frequent here
 
 
@@ -64,7 +66,7 @@ def build_processor() -> OFAProcessor:
     )]  # fmt: skip
     texts += [f" {side}" for side in "0 1 2 3 4 yes no left right top bottom".split()] * 9
     texts += [" what is on the left?", " what is at the top?", " what is this?", " how many objects are there?"] * 9
-    texts += [" what does the image describe?", ' which region does the text " the dog " describe?'] * 9
+    texts += [CAPTION, GROUNDING.replace("{text}", "the dog")] * 9
     trainer = ByteLevelBPETokenizer()
     trainer.train_from_iterator(texts, vocab_size=2000, min_frequency=1, show_progress=False)
     trained = json.loads(trainer.to_str())["model"]
@@ -147,8 +149,8 @@ class SceneDataset(Dataset):
         asked = list(questions(scene, rng, self.world.names).values())
         asked = [asked[i] for i in rng.permutation(len(asked))]
         boxes = phrases(scene, rng)[: rng.integers(1, 3)]
-        texts = [("what does the image describe?", self.encode(caption(scene)))]
-        texts += [(f'which region does the text " {text} " describe?', self.bins(box)) for text, box in boxes]
+        texts = [(CAPTION.strip(), self.encode(caption(scene)))]
+        texts += [(GROUNDING.strip().replace("{text}", text), self.bins(box)) for text, box in boxes]
         texts += [(question, self.encode(answer)) for question, answer in asked]
         return [(self.encode(source), target[1:]) for source, target in texts[:ROWS]]
 

@@ -22,7 +22,7 @@ from modeling_ofa import (
     OFAProcessor,
     OFATokenizer,
 )
-from modeling_ofa.processing_ofa import TASKS, clean_text
+from modeling_ofa.tasks_ofa import TASKS, clean_text, clean_question
 
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -173,7 +173,7 @@ def test_instructions_are_the_official_ones(official):
 def test_texts_are_cleaned_as_the_official_data_sets_do():
     for row in read("tokenization_en")["preprocess"]:
         assert clean_text(row["text"]) == row["pre_caption"]
-        assert clean_text(row["text"], question=True) == row["pre_question"]
+        assert clean_question(row["text"]) == row["pre_question"]
 
 
 def test_the_chinese_checkpoints_are_asked_in_chinese(chinese, image):
