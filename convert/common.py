@@ -44,9 +44,9 @@ def _new_dict(*_: Any) -> dict:
     return {}
 
 
-# Names that official checkpoints carry beside tensors. Each name of the list, and (in zip files, whose names can be
+# Names that checkpoints carry beside tensors. Each name of the list, and (in zip files, whose names can be
 # listed beforehand) each name in one of the packages, becomes an `Inert`; torch refuses what it does not allow itself.
-INERT_PACKAGES = ("fairseq.", "omegaconf.", "numpy.", "typing.", "pathlib.", "datetime.")
+INERT_PACKAGES = ("fairseq.", "omegaconf.", "mmengine.", "numpy.", "typing.", "pathlib.", "datetime.")
 INERT_NAMES = (
     "_operator.getitem",  # a subscripted type: `typing.Dict[str, int]`
     "argparse.Namespace",
@@ -54,6 +54,7 @@ INERT_NAMES = (
     "builtins.bytes",
     "builtins.dict",
     "builtins.float",
+    "builtins.getattr",  # a method by its name, in mmengine's logs: nothing is looked up, an `Inert` keeps the names
     "builtins.int",
     "builtins.list",
     "builtins.object",
@@ -162,6 +163,30 @@ def only_tensors(state_dict: Any, where: str) -> dict[str, torch.Tensor]:
             f"{'is' if len(wrong) == 1 else 'are'} not a name with a tensor."
         )
     return {key: value.detach() for key, value in state_dict.items()}
+
+
+def state_dict_of(checkpoint: Any, where: str) -> dict[str, torch.Tensor]:
+    """The tensors of a checkpoint by name: those under `state_dict`, where it has that, or else all that it holds."""
+    if isinstance(checkpoint, Mapping) and "state_dict" in checkpoint:
+        return only_tensors(checkpoint["state_dict"], f"{where}, state_dict")
+    return only_tensors(checkpoint, where)
+
+
+def check_supported(settings: Mapping[str, Any], supported: Mapping[str, tuple[Any, str]]) -> None:
+    """
+    Refuses settings that our model has not.
+
+    Args:
+        settings (`Mapping[str, Any]`): what a checkpoint was trained with.
+        supported (`Mapping[str, tuple[Any, str]]`): by name the one value that will do, and what our model does
+            instead. A setting that is absent or None will do too.
+
+    Raises:
+        `ValueError`: naming the first setting with another value.
+    """
+    for name, (value, meaning) in supported.items():
+        if settings.get(name, value) not in (value, None):
+            raise ValueError(f"The checkpoint was trained with {name} {settings[name]!r}, but in our model {meaning}.")
 
 
 def make_config(fields: Mapping[str, Any]) -> OFAConfig:

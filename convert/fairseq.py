@@ -20,7 +20,16 @@ from modeling_ofa.image_processing_ofa import OFAImageProcessor
 from modeling_ofa.processing_ofa import OFAProcessor
 from modeling_ofa.tokenization_ofa import OFATokenizer
 
-from .common import as_plain, check_target, load_torch_file, make_config, only_tensors, resolve_dtype, write_folder
+from .common import (
+    as_plain,
+    check_supported,
+    check_target,
+    load_torch_file,
+    make_config,
+    only_tensors,
+    resolve_dtype,
+    write_folder,
+)
 
 
 logger = logging.getLogger(__name__)
@@ -53,6 +62,11 @@ ACTIVATIONS = {
     "relu": "relu",
     "tanh": "tanh",
     "linear": "linear",
+}
+SUPPORTED = {
+    "no_scale_embedding": (True, "embeddings are not multiplied by the square root of their size"),
+    "sync_bn": (False, "batch norms have an epsilon of 1e-5"),
+    "pooler_activation_fn": ("tanh", "the classification head uses tanh"),
 }
 # Official argument → (our field, the official architecture's value where a checkpoint's arguments lack it).
 FROM_ARGS: dict[str, tuple[str, Any]] = {
@@ -271,14 +285,7 @@ def _window(image_position_idx: torch.Tensor) -> int:
 
 def args_to_fields(args: Mapping[str, Any]) -> dict[str, Any]:
     """Translates the official training arguments that no shape can tell into fields of [`OFAConfig`]."""
-    supported = {
-        "no_scale_embedding": (True, "embeddings are not multiplied by the square root of their size"),
-        "sync_bn": (False, "batch norms have an epsilon of 1e-5"),
-        "pooler_activation_fn": ("tanh", "the classification head uses tanh"),
-    }
-    for name, (value, meaning) in supported.items():
-        if args.get(name, value) not in (value, None):
-            raise ValueError(f"The checkpoint was trained with {name} {args[name]!r}, but in our model {meaning}.")
+    check_supported(args, SUPPORTED)
     fields = {}
     for name, (field, default) in FROM_ARGS.items():
         value = default if args.get(name) is None else args[name]
@@ -417,20 +424,33 @@ def read_checkpoint(path: str | os.PathLike, ema: bool = False) -> tuple[dict[st
     return state, args
 
 
-def load_processor(vocab: str | os.PathLike, config: OFAConfig, args: Mapping[str, Any] | None = None) -> OFAProcessor:
+def load_processor(
+    vocab: str | os.PathLike | None, config: OFAConfig, args: Mapping[str, Any] | None = None
+) -> OFAProcessor | None:
     """
     Makes the processor of a converted model.
 
     Args:
-        vocab (`str` or `os.PathLike`): folder with the tokenizer's files (`vocab.json` and `merges.txt`).
+        vocab (`str` or `os.PathLike`, *optional*): folder with the tokenizer's files (`vocab.json` and `merges.txt`,
+            or `vocab.txt`).
         config ([`OFAConfig`]): the model's configuration; its vocabulary must have room for the tokenizer's.
         args (`Mapping[str, Any]`, *optional*): the official training arguments, for the size and normalisation of
-            images and the number of codes and places in the vocabulary.
+            images, the number of codes and places in the vocabulary and what the decoder reads before it answers; and
+            `num_beams`, the beams that the checkpoint wants.
+
+    Returns:
+        [`OFAProcessor`], or None without `vocab`, which is logged.
 
     Raises:
         `FileNotFoundError`: if there is no such folder.
         `ValueError`: if the tokenizer knows more tokens than the model.
     """
+    if vocab is None:
+        logger.warning(
+            "No vocabulary was given, so the model alone is written; --vocab FOLDER (with vocab.json and merges.txt, "
+            "or vocab.txt) adds the tokenizer and the processor."
+        )
+        return None
     if not Path(vocab).is_dir():
         raise FileNotFoundError(errno.ENOENT, "No such folder with the tokenizer's files", str(vocab))
     args = args or {}
@@ -447,7 +467,13 @@ def load_processor(vocab: str | os.PathLike, config: OFAConfig, args: Mapping[st
         settings["size"] = {"height": side, "width": side}
     if args.get("imagenet_default_mean_and_std"):
         settings.update(image_mean=list(IMAGENET_DEFAULT_MEAN), image_std=list(IMAGENET_DEFAULT_STD))
-    return OFAProcessor(OFAImageProcessor(**settings), tokenizer, max_image_size=args.get("max_image_size") or 512)
+    return OFAProcessor(
+        OFAImageProcessor(**settings),
+        tokenizer,
+        max_image_size=args.get("max_image_size") or 512,
+        num_beams=args.get("num_beams"),
+        decoder_prompt=args.get("prompt_type") or "none",
+    )
 
 
 def convert(
@@ -490,12 +516,4 @@ def convert(
         )
     config = infer_config(state, args, head)
     tensors = to_native(state, config, head)
-    processor = None
-    if vocab is None:
-        logger.warning(
-            "No vocabulary was given, so the model alone is written; --vocab FOLDER (with vocab.json and merges.txt, "
-            "or vocab.txt) adds the tokenizer and the processor."
-        )
-    else:
-        processor = load_processor(vocab, config, args)
-    return write_folder(out_dir, config, tensors, torch_dtype, processor)
+    return write_folder(out_dir, config, tensors, torch_dtype, load_processor(vocab, config, args))

@@ -7,7 +7,6 @@ tables, a processor. Nothing in the files is executed.
 
 import errno
 import json
-import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,17 @@ import torch
 from modeling_ofa import OFAConfig
 
 from .common import (
+    check_supported,
     check_target,
     load_safetensors,
     load_torch_file,
     make_config,
-    only_tensors,
     resolve_dtype,
+    state_dict_of,
     write_folder,
 )
 from .fairseq import FROM_ARGS, check_is_ofa, choose_head, load_processor, shapes_to_fields, strip, to_native
 
-
-logger = logging.getLogger(__name__)
 
 WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 VOCABULARIES = (("vocab.json", "merges.txt"), ("vocab.txt",), ("tokenizer.json",))
@@ -44,7 +42,22 @@ KEPT = {field for field, _ in FROM_ARGS.values()} | {
 }
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+# The value that will do, and what our model does instead.
+SUPPORTED = {"scale_embedding": (False, "embeddings are not multiplied by the square root of their size")}
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Reads a JSON object of a downloaded folder.
+
+    Raises:
+        `FileNotFoundError`: if the folder, or the file in it, does not exist.
+        `ValueError`: if the file is damaged.
+    """
+    if not path.parent.is_dir():
+        raise FileNotFoundError(errno.ENOENT, "No such folder (download the whole repository first)", str(path.parent))
+    if not path.is_file():
+        raise FileNotFoundError(errno.ENOENT, f"The folder has no {path.name}", str(path.parent))
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
@@ -60,14 +73,14 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
 
     Raises:
         `FileNotFoundError`: if there are none, or a shard is missing.
-        `ValueError`: if a file is damaged, or names anything but tensors.
+        `ValueError`: if a file is damaged, names anything but tensors, or these are not those of an OFA model.
     """
     path = next((folder / name for name in WEIGHTS if (folder / name).is_file()), None)
     if path is None:
         raise FileNotFoundError(errno.ENOENT, f"None of {', '.join(WEIGHTS)} is in the folder", str(folder))
     paths = [path]
     if path.suffix == ".json":
-        shards = _read_json(path).get("weight_map")
+        shards = read_json(path).get("weight_map")
         if not isinstance(shards, dict) or not all(isinstance(name, str) for name in shards.values()):
             raise ValueError(f"{path} has no weight_map that names a file for each tensor; fetch it again.")
         # a shard lies in the folder itself, whatever the index says
@@ -77,7 +90,8 @@ def read_weights(folder: Path) -> dict[str, torch.Tensor]:
         if not shard.is_file():
             raise FileNotFoundError(errno.ENOENT, "A shard of the weights is missing", str(shard))
         tensors = load_safetensors(shard) if shard.suffix == ".safetensors" else load_torch_file(shard)
-        state.update(only_tensors(tensors, str(shard)))
+        state.update(state_dict_of(tensors, str(shard)))
+    check_is_ofa(state, str(folder))
     return state
 
 
@@ -93,21 +107,32 @@ def infer_config(state_dict: dict[str, torch.Tensor], config: dict[str, Any]) ->
         `ValueError`: if the tensors are not those of an OFA model, or `config` asks for what we have not.
     """
     check_is_ofa(state_dict)
-    if config.get("scale_embedding"):
-        raise ValueError("config.json sets scale_embedding, which no OFA checkpoint uses and OFAConfig has not.")
+    check_supported(config, SUPPORTED)
     state = strip(state_dict)
     fields = shapes_to_fields(state, config.get("resnet_type"), choose_head(state))
     told = {key: value for key, value in config.items() if key in KEPT and value is not None}
     return make_config({**fields, **told})
 
 
-def convert(folder: str | os.PathLike, out_dir: str | os.PathLike, dtype: str | torch.dtype | None = None) -> Path:
+def find_vocabulary(folder: Path) -> Path | None:
+    """The folder itself if it holds the tokenizer's files."""
+    return folder if any(all((folder / name).is_file() for name in names) for names in VOCABULARIES) else None
+
+
+def convert(
+    folder: str | os.PathLike,
+    out_dir: str | os.PathLike,
+    vocab: str | os.PathLike | None = None,
+    dtype: str | torch.dtype | None = None,
+) -> Path:
     """
     Converts an `OFA-Sys/*` folder to a folder in today's format, and checks it by loading it.
 
     Args:
         folder (`str` or `os.PathLike`): the folder as it is on the Hub.
         out_dir (`str` or `os.PathLike`): the folder to make; it must not exist yet, or be empty.
+        vocab (`str` or `os.PathLike`, *optional*): folder with the tokenizer's files; `folder` itself without it. If
+            they are not there, the model alone is written.
         dtype (`str` or `torch.dtype`, *optional*): `float32`, `float16` or `bfloat16`; the weights' own without it.
 
     Returns:
@@ -122,18 +147,8 @@ def convert(folder: str | os.PathLike, out_dir: str | os.PathLike, dtype: str | 
     check_target(out_dir)
     torch_dtype = resolve_dtype(dtype)
     folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(errno.ENOENT, "No such folder (download the Hub repository first)", str(folder))
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(errno.ENOENT, "The folder has no config.json", str(folder))
+    fields = read_json(folder / "config.json")
     state = read_weights(folder)
-    check_is_ofa(state, str(folder))
-    config = infer_config(state, _read_json(folder / "config.json"))
-    processor = None
-    if any(all((folder / name).is_file() for name in names) for names in VOCABULARIES):
-        processor = load_processor(folder, config)
-    else:
-        logger.warning(
-            "%s has neither vocab.json with merges.txt nor vocab.txt, so the model alone is written.", folder
-        )
+    config = infer_config(state, fields)
+    processor = load_processor(find_vocabulary(folder) if vocab is None else vocab, config)
     return write_folder(out_dir, config, to_native(state, config), torch_dtype, processor)

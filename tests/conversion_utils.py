@@ -1,4 +1,4 @@
-"""Checkpoints as the official code and the Hub's `OFA-Sys/*` folders hold them, made anew from names and shapes."""
+"""Checkpoints as the official code, the Hub's `OFA-Sys/*` folders, mmpretrain and ModelScope hold them, made anew."""
 
 import importlib.util
 import json
@@ -159,3 +159,59 @@ def write_legacy(folder: Path, size: str, state: dict[str, torch.Tensor] | None 
     (folder / "config.json").write_text(json.dumps(legacy_config(size)), encoding="utf-8")
     torch.save(legacy_state(size, exact=False) if state is None else state, folder / "pytorch_model.bin")
     return folder
+
+
+def mmpretrain_renames(official: str = "ofa_base") -> dict[str, str]:
+    """
+    Official name → mmpretrain's name (with `model.` before it), for every tensor that mmpretrain holds.
+
+    Recorded is base, but the names of the mini model are among its names.
+    """
+    entry = _recorded("keys_mmpretrain.json")
+    names = [key for key in official_shapes(official) if key not in entry["absent"]]
+    return {key: f"model.{entry['renamed'].get(key, key)}" for key in names}
+
+
+def mmpretrain_state(official: str = "ofa_base", device: str = "cpu", exact: bool = True) -> dict[str, torch.Tensor]:
+    """The state dict of an mmpretrain checkpoint, whose table of code positions has 1,025 entries."""
+    state = official_state(official, device, exact)
+    state = {theirs: state[ours] for ours, theirs in mmpretrain_renames(official).items()}
+    entries = _recorded("keys_mmpretrain.json")["code_positions"]
+    state["model.decoder.image_position_idx"] = image_position_idx(128, entries=entries - 256)
+    return state
+
+
+def write_modelscope(
+    folder: Path,
+    settings: dict[str, Any] | None = None,
+    config: dict[str, Any] | None = None,
+    state: dict[str, torch.Tensor] | None = None,
+    task: str = "image-captioning",
+    **top: Any,
+) -> Path:
+    """
+    Writes a folder of ModelScope's mini model without its vocabulary.
+
+    Args:
+        folder: the folder to make.
+        settings: of the section `model` of `configuration.json`, beside `"type": "ofa"`.
+        config: fields of `config.json`, in place of the layout's own.
+        state: the weights; quick random ones without it.
+        task: ModelScope's task.
+        top: entries of `configuration.json` itself.
+    """
+    write_legacy(folder, "mini", state)
+    (folder / "config.json").write_text(json.dumps({**legacy_config("mini"), **(config or {})}), encoding="utf-8")
+    content = {"framework": "pytorch", "task": task, "model": {"type": "ofa", **(settings or {})}, **top}
+    (folder / "configuration.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    return folder
+
+
+class Malicious:
+    """Pickles to a call of a function, as an attacker would write it."""
+
+    def __init__(self, function, *args):
+        self.call = function, args
+
+    def __reduce__(self):
+        return self.call
