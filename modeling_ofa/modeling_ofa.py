@@ -30,6 +30,7 @@ from transformers.utils.deprecation import deprecate_kwarg
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import OutputRecorder, capture_outputs
 
+from .candidates_ofa import OFACandidateMixin
 from .configuration_ofa import OFAConfig
 from .generation_ofa import OFACache, OFAGenerationMixin
 from .layers_ofa import (
@@ -725,7 +726,7 @@ class OFAModel(OFAPreTrainedModel):
         )
 
 
-class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin):
+class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin, OFACandidateMixin):
     """OFA with its language modeling head, tied to the token embeddings: every task of the paper."""
 
     _tied_weights_keys = {"lm_head.weight": "model.encoder.embed_tokens.weight"}
