@@ -703,6 +703,11 @@ class OFAProcessor(ProcessorMixin):
     def _search_options(self, row: Task) -> dict[str, Any]:
         """Gives a task's options of `generate`, for this checkpoint."""
         options = dict(row.generation)
+        # Small models have fewer positions than the longest answers need.
+        limit = self.tokenizer.model_max_length + 1
+        options["max_new_tokens"] = min(options["max_new_tokens"], limit)
+        if "min_new_tokens" in options:
+            options["min_new_tokens"] = min(options["min_new_tokens"], limit - 1)
         if self.num_beams is not None and not options.get("do_sample"):
             options["num_beams"] = self.num_beams
         if options.get("num_beams", 1) == 1:

@@ -365,3 +365,16 @@ def test_a_checkpoint_brings_its_closed_list_along(official, tmp_path):
         loaded.generation_kwargs(["vqa", "caption"], answers=["green"])
     [processor] = loaded.generation_kwargs(["vqa", "caption"], answers={"vqa": ["green"]})["logits_processor"]
     assert [row.constraint is None for row in processor.rows] == [False, True]
+
+
+def test_no_task_writes_more_than_the_model_has_positions(official):
+    longest = {name: official.generation_kwargs(name)["max_new_tokens"] for name in NAMES}
+    assert longest["image_generation"] == 1025 and longest["object_detection"] == 256
+    official.tokenizer.model_max_length = 64
+    try:
+        for name in NAMES:
+            options = official.generation_kwargs(name)
+            assert options["max_new_tokens"] == min(longest[name], 65)
+            assert options.get("min_new_tokens", 0) < options["max_new_tokens"]
+    finally:
+        official.tokenizer.model_max_length = 1024

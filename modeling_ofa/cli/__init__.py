@@ -1,18 +1,23 @@
-"""The `ofa` command: captions, answers and boxes for pictures, from any OFA checkpoint."""
+"""The `ofa` command: any of OFA's tasks, asked of any OFA checkpoint."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import sys
+import textwrap
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from .. import __version__
+from ..tasks_ofa import TASKS, get_task
+from .commands import COMMANDS, Command
+from .demo import DEFAULT_OUTPUT, run_demo
 from .errors import CommandError
+from .listing import run_listing
 from .predictor import DTYPES
+from .request import takes_answers
+from .run import run_task
 
 
 EPILOG = """\
@@ -20,51 +25,12 @@ examples:
   ofa caption holiday.jpg
   ofa vqa holiday.jpg "how many boats are there?"
   ofa ground holiday.jpg "the red boat" --output boxes.png
-  ofa caption *.jpg --json --model OFA-Sys/ofa-base
+  ofa classify *.jpg --answers cat,dog,neither --json --model OFA-Sys/ofa-base
+  ofa run sst2 "a film to remember"
   ofa demo
 
-`ofa COMMAND --help` tells more about one command. Errors go to stderr with exit status 2.
+`ofa COMMAND --help` tells more about one command, `ofa tasks` about the tasks. Errors go to stderr with exit status 2.
 """
-
-
-@dataclass(frozen=True)
-class Command:
-    """One command that asks a model about pictures: a row of `COMMANDS`."""
-
-    name: str
-    task: str
-    """The processor's name of the task."""
-    summary: str
-    example: str
-    text: tuple[str, str] | None = None
-    """Name and description of the text argument, where the task takes one. Such a command takes one picture."""
-    boxes: bool = False
-    """Whether the answer is boxes, which `--output` draws."""
-
-
-COMMANDS = (
-    Command(
-        "caption",
-        "caption",
-        "Say what each picture shows.",
-        "ofa caption holiday.jpg\n  ofa caption *.jpg --json > captions.jsonl",
-    ),
-    Command(
-        "vqa",
-        "vqa",
-        "Answer a question about a picture.",
-        'ofa vqa holiday.jpg "what colour is the boat?"',
-        text=("question", "the question, in plain words"),
-    ),
-    Command(
-        "ground",
-        "visual_grounding",
-        "Find what a phrase names in a picture: a box as x0 y0 x1 y1 in pixels from the top left corner.",
-        'ofa ground holiday.jpg "the red boat" --output boxes.png',
-        text=("text", "the phrase that names one thing in the picture"),
-        boxes=True,
-    ),
-)
 
 
 class Parser(argparse.ArgumentParser):
@@ -77,6 +43,76 @@ class Parser(argparse.ArgumentParser):
 
 def build_parser() -> argparse.ArgumentParser:
     """Builds the parser of the whole command line; `run` in its result is the function to call."""
+    as_json = Parser(add_help=False)
+    as_json.add_argument("--json", action="store_true", help="print one JSON object a line")
+    shared = _model_options()
+    parser = Parser(
+        prog="ofa",
+        description="Ask an OFA model about pictures and texts.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=f"ofa {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    for command in COMMANDS:
+        sub = commands.add_parser(
+            command.name,
+            help=command.summary,
+            description=command.summary,
+            epilog=f"example:\n  ofa {command.name} {command.example}",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            parents=[shared, as_json],
+        )
+        _add_arguments(sub, command)
+        sub.set_defaults(run=run_task, task=command.task)
+
+    summary = "Ask any task by its name."
+    run = commands.add_parser(
+        "run",
+        help=summary,
+        description=f"{summary} INPUT is what the task takes, as `ofa tasks` shows: pictures if it takes no text;\n"
+        "else a picture, if it takes one, a text, and a second text.",
+        epilog="tasks:\n"
+        + textwrap.fill(", ".join(TASKS), 100, initial_indent="  ", subsequent_indent="  ")
+        + '\n\nexamples:\n  ofa run caption *.jpg\n  ofa run mnli "a man sleeps" "nobody is awake" --scores\n'
+        "  ofa run vqa holiday.jpg --text - --answers answers.txt --top-k 5 < question.txt",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared, as_json],
+    )
+    run.add_argument("task", metavar="TASK", help="one of the tasks below")
+    run.add_argument("inputs", metavar="INPUT", nargs="*", help="pictures and texts")
+    run.add_argument(
+        "--image", metavar="IMAGE", action="append", help="a picture file or URL; give it for each picture"
+    )
+    run.add_argument("--text", metavar="TEXT", help="the text; - reads it from stdin")
+    run.add_argument("--text-pair", metavar="TEXT", help="the second text; - reads it from stdin")
+    _add_objects(run)
+    _add_answers(run)
+    _add_output(run)
+    _add_scores(run)
+    run.set_defaults(run=run_task)
+
+    summary = "List the tasks: what each takes, and what it is answered with."
+    listing = commands.add_parser("tasks", help=summary, description=summary, parents=[as_json])
+    listing.set_defaults(run=run_listing)
+
+    summary = "Show what a model does on the pictures that come with the package."
+    demo = commands.add_parser(
+        "demo",
+        help=summary,
+        description=summary + " Prints captions, answers and boxes, and writes one picture with the boxes drawn.",
+        parents=[shared, as_json],
+    )
+    demo.add_argument(
+        "--output", metavar="DIR", default=DEFAULT_OUTPUT, help="folder for the drawn picture (default: %(default)s)"
+    )
+    demo.set_defaults(run=run_demo)
+    return parser
+
+
+def _model_options() -> Parser:
+    """Gives the options of all commands that ask a model."""
     shared = Parser(add_help=False)
     options = shared.add_argument_group("model")
     options.add_argument(
@@ -92,114 +128,51 @@ def build_parser() -> argparse.ArgumentParser:
         default="auto",
         help="numbers to compute in (auto: float32 on a CPU, elsewhere as the checkpoint was saved)",
     )
-    options.add_argument("--json", action="store_true", help="print one JSON object a line")
+    return shared
 
-    parser = Parser(
-        prog="ofa",
-        description="Ask an OFA model about pictures.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+
+def _add_arguments(parser: argparse.ArgumentParser, command: Command) -> None:
+    """Adds what a command takes, as the row of its task says."""
+    row = get_task(command.task)
+    if row.takes_image and row.takes_text:
+        parser.add_argument("image", metavar="IMAGE", nargs=1, help="a picture file or URL")
+    elif row.takes_image:
+        parser.add_argument("inputs", metavar="IMAGE", nargs="+", help="picture files or URLs, answered in turn")
+    if row.takes_text:
+        parser.add_argument("text", metavar=command.text, help=f"{row.text_is}; - reads it from stdin")
+    if command.pair_option is not None:
+        parser.add_argument(command.pair_option, metavar="TEXT", dest="text_pair", help=row.text_pair_is)
+    if row.takes_objects:
+        _add_objects(parser)
+    if takes_answers(row):
+        _add_answers(parser)
+    if row.answer in ("box", "boxes"):
+        _add_output(parser)
+    _add_scores(parser)
+
+
+def _add_objects(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--objects", metavar="A,B,C", help="names of objects that are seen in the picture")
+
+
+def _add_answers(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--answers", metavar="FILE|A,B,C", help="answers to choose from: a text file with one a line, or a list"
     )
-    parser.add_argument("--version", action="version", version=f"ofa {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for command in COMMANDS:
-        sub = commands.add_parser(
-            command.name,
-            help=command.summary,
-            description=command.summary,
-            epilog=f"example:\n  {command.example}",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            parents=[shared],
-        )
-        if command.text is None:
-            sub.add_argument("images", metavar="IMAGE", nargs="+", help="picture files or URLs, answered in turn")
-        else:
-            sub.add_argument("images", metavar="IMAGE", nargs=1, help="a picture file or URL")
-            name, described = command.text
-            sub.add_argument("text", metavar=name.upper(), help=described)
-        if command.boxes:
-            sub.add_argument(
-                "--output", metavar="FILE", help="also write the picture with the boxes drawn (.png, .jpg)"
-            )
-        sub.set_defaults(run=run_command, command=command, text=None, output=None)
 
-    from .demo import DEFAULT_OUTPUT, run_demo
 
-    summary = "Show what a model does on the pictures that come with the package."
-    demo = commands.add_parser(
-        "demo",
-        help=summary,
-        description=summary + " Prints captions, answers and boxes, and writes one picture with the boxes drawn.",
-        parents=[shared],
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--output", metavar="FILE", help="also write the picture with the boxes drawn (.png, .jpg)")
+
+
+def _add_scores(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--scores", action="store_true", help="also print how sure the model is, from 0 to 1")
+    parser.add_argument(
+        "--top-k",
+        metavar="N",
+        type=int,
+        help="print the N most probable answers of those that there are to choose from",
     )
-    demo.add_argument(
-        "--output", metavar="DIR", default=DEFAULT_OUTPUT, help="folder for the drawn picture (default: %(default)s)"
-    )
-    demo.set_defaults(run=run_demo)
-    return parser
-
-
-def run_command(arguments: argparse.Namespace) -> int:
-    """Runs one row of `COMMANDS` and prints its answers; gives the exit status."""
-    from .pictures import check_output, check_picture, draw_boxes, read_picture, write_picture
-    from .predictor import Predictor
-
-    command: Command = arguments.command
-    for path in arguments.images:
-        check_picture(path)
-    if arguments.text is not None and not arguments.text.strip():
-        raise CommandError(f"the {command.text[0] if command.text else 'text'} is empty; say it in plain words")
-    output = None if arguments.output is None else check_output(arguments.output)
-    first = read_picture(arguments.images[0])  # a broken picture shows before the model is loaded
-
-    predictor = Predictor(arguments.model or default_checkpoint(), arguments.device, arguments.dtype)
-    status = 0
-    for index, path in enumerate(arguments.images):
-        picture = first if index == 0 else read_picture(path)
-        answer = predictor.answer(command.task, picture, arguments.text)
-        record: dict[str, Any] = {"image": path, "task": command.task}
-        if arguments.text is not None:
-            record["text"] = arguments.text
-        if command.boxes:
-            boxes = record["boxes"] = plain_boxes(answer)
-            if not boxes:
-                print(f"ofa: the model gave no box for {arguments.text!r} in {path}", file=sys.stderr)
-                status = 1
-            elif output is not None:
-                write_picture(draw_boxes(picture, boxes, [arguments.text] * len(boxes)), output)
-                record["output"] = str(output)
-        else:
-            record["answer"] = answer["text"]
-        if arguments.json:
-            print(json.dumps(record, ensure_ascii=False), flush=True)
-        elif command.boxes:
-            for box in record["boxes"]:
-                print(*box)
-            if "output" in record:
-                print(f"drawn in {output}")
-        else:
-            named = f"{path}: " if len(arguments.images) > 1 else ""
-            print(f"{named}{record['answer']}", flush=True)
-    return status
-
-
-def plain_boxes(answer: dict[str, Any]) -> list[list[float]]:
-    """Gives the boxes of a `post_process` row as lists of pixels, rounded to a tenth."""
-    return [[round(float(side), 1) for side in box] for box in answer["boxes"]]
-
-
-def default_checkpoint() -> str:
-    """Gives the folder of the checkpoint that comes with the package.
-
-    Raises:
-        CommandError: if this installation lacks it.
-    """
-    import modeling_ofa
-
-    folder = str(modeling_ofa.DEFAULT_CHECKPOINT)
-    if not os.path.isfile(os.path.join(folder, "config.json")):
-        raise CommandError(f"the package's own checkpoint is missing from {folder}; install it again or give --model")
-    return folder
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -218,7 +191,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not words:
             parser.print_help()
             return 2
-        parsed = parser.parse_args(words)
+        parsed, rest = parser.parse_known_args(words)
+        # argparse ends a list of inputs at the first option; those that follow it are left over.
+        if rest and "inputs" in parsed and not any(word.startswith("-") and word != "-" for word in rest):
+            parsed.inputs += rest
+        elif rest:
+            parser.error(f"unrecognized arguments: {' '.join(rest)}")
         return parsed.run(parsed)
     except CommandError as error:
         print(f"ofa: error: {error}", file=sys.stderr)

@@ -7,13 +7,14 @@ import json
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from PIL import Image, ImageDraw
 
 from .errors import CommandError
-
-
-if TYPE_CHECKING:
-    from PIL import Image
+from .pictures import check_output, draw_boxes, font_for, read_picture, write_picture
+from .predictor import Answerer, default_checkpoint
+from .run import plain_boxes
 
 
 SCENES = Path(__file__).parent.parent / "assets" / "scenes"
@@ -39,13 +40,9 @@ def read_scenes(folder: Path) -> list[dict[str, Any]]:
 
 def run_demo(arguments: argparse.Namespace) -> int:
     """Runs `ofa demo`; gives the exit status."""
-    from . import default_checkpoint, plain_boxes
-    from .pictures import check_output, draw_boxes, read_picture, write_picture
-    from .predictor import Predictor
-
     scenes = read_scenes(SCENES)
     model = arguments.model or default_checkpoint()
-    predictor = Predictor(model, arguments.device, arguments.dtype)
+    answerer = Answerer(model, arguments.device, arguments.dtype)
     folder = Path(arguments.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -60,9 +57,10 @@ def run_demo(arguments: argparse.Namespace) -> int:
         path = SCENES / scene["file"]
         picture = read_picture(str(path))
         phrase = scene["phrase"]
-        caption = predictor.answer("caption", picture)["text"]
-        answers = [(question, predictor.answer("vqa", picture, question)["text"]) for question in scene["questions"]]
-        boxes = plain_boxes(predictor.answer("visual_grounding", picture, phrase))
+        caption = answerer.answer({"task": "caption", "image": picture})["text"]
+        asked = [{"task": "vqa", "image": picture, "text": question} for question in scene["questions"]]
+        answers = [(row["text"], answerer.answer(row)["text"]) for row in asked]
+        boxes = plain_boxes(answerer.answer({"task": "visual_grounding", "image": picture, "text": phrase}))
         scale = CELL / picture.width  # scenes are small: enlarged first, so that boxes and labels stay sharp
         shown = picture.resize((CELL, max(1, round(picture.height * scale))))
         scaled = [[side * scale for side in box] for box in boxes]
@@ -97,10 +95,6 @@ def contact_sheet(cells: Sequence[tuple[Image.Image, str, Sequence[tuple[str, st
     Returns:
         An RGB picture, `COLUMNS` pictures wide.
     """
-    from PIL import Image, ImageDraw
-
-    from .pictures import font_for
-
     font = font_for(LINE * 0.75)
     columns = CELL // 7  # characters of the font that surely fit
     drawn = []

@@ -1,19 +1,39 @@
-"""One loaded checkpoint that answers one task about one picture at a time."""
+"""A checkpoint that answers rows of data: found, loaded on a device, and asked, with errors of one line."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import huggingface_hub
+import torch
+import transformers
+
+from ..evaluation.predictor import Predictor
+from ..modeling_ofa import OFAForConditionalGeneration
+from ..processing_ofa import OFAProcessor
 from .errors import CommandError, first_line
 
 
-if TYPE_CHECKING:
-    import torch
-    from PIL import Image
-
-
+# The small checkpoint that comes with the package.
+EMBEDDED = Path(__file__).parent.parent / "assets" / "checkpoint"
+_ANY_LENGTH = 1_000_000
 DTYPES = ("auto", "float32", "float16", "bfloat16")
+
+
+def default_checkpoint() -> str:
+    """Gives the folder of the checkpoint that comes with the package.
+
+    Raises:
+        CommandError: if this installation lacks it.
+    """
+    if not (EMBEDDED / "config.json").is_file():
+        raise CommandError(
+            f"the package's own checkpoint is missing from {EMBEDDED}; install it again or give --model"
+        )
+    return str(EMBEDDED)
 
 
 def check_model(model: str) -> None:
@@ -23,8 +43,6 @@ def check_model(model: str) -> None:
         CommandError: if `model` is a file, a folder without an OFA's `config.json`, a path to nothing, or the Hub's id
             of something else or of nothing.
     """
-    from transformers import PreTrainedConfig
-
     path = Path(model)
     if path.is_file():
         raise CommandError(
@@ -37,7 +55,7 @@ def check_model(model: str) -> None:
     elif path.is_absolute() or model.startswith(".") or model.count("/") > 1:
         raise CommandError(f"no such folder: {model} (seen from {Path.cwd()})")
     try:
-        settings, _ = PreTrainedConfig.get_config_dict(model)
+        settings, _ = transformers.PreTrainedConfig.get_config_dict(model)
     except (OSError, ValueError) as error:
         where = "" if path.is_dir() else f"there is no folder {model} here, and as an id on the Hub: "
         raise CommandError(f"{where}{first_line(error)}") from error
@@ -51,8 +69,6 @@ def choose_device(name: str | None) -> torch.device:
     Raises:
         CommandError: if the name means nothing to torch or the machine lacks the device.
     """
-    import torch
-
     if name is None:
         accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
         return accelerator or torch.device("cpu")
@@ -68,65 +84,94 @@ def choose_device(name: str | None) -> torch.device:
     return device
 
 
-class Predictor:
+@contextmanager
+def refusals(device: torch.device) -> Iterator[None]:
+    """Turns what processor and model refuse into a `CommandError`."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise CommandError(f"{device} has too little memory free; try --device cpu") from error
+    except (OSError, TypeError, ValueError) as error:
+        raise CommandError(first_line(error)) from error
+
+
+class Answerer:
     """
-    A model and its processor, ready to answer.
+    A checkpoint that answers one row after the other. Its model is loaded once its processor has taken the first row,
+    so that what is wrong with that row shows at once.
 
     Args:
-        model (`str`): folder of a checkpoint, or its id on the Hub.
+        checkpoint (`str`): folder of a checkpoint, or its id on the Hub.
         device (`str`, *optional*): torch's name of a device; without it the machine's accelerator or else its CPU.
         dtype (`str`, defaults to `"auto"`):
             One of `DTYPES`; `"auto"` is float32 on a CPU, where half precision is slow, and elsewhere the type that
             the checkpoint was saved in.
+        answers (`Sequence[str]`, *optional*): the closed list of answers of tasks that have none of their own.
+        with_scores (`bool`, defaults to `False`): whether answers have scores.
 
     Raises:
-        CommandError: if the checkpoint cannot be loaded or the device cannot be used.
+        CommandError: if the checkpoint's processor cannot be loaded or the device cannot be used.
     """
 
-    def __init__(self, model: str, device: str | None = None, dtype: str = "auto"):
-        import huggingface_hub
-        import transformers
-
-        import modeling_ofa
-
+    def __init__(
+        self,
+        checkpoint: str,
+        device: str | None = None,
+        dtype: str = "auto",
+        answers: Sequence[str] | None = None,
+        with_scores: bool = False,
+    ):
         transformers.logging.set_verbosity_error()
         transformers.logging.disable_progress_bar()
         huggingface_hub.utils.enable_progress_bars()  # loading takes seconds, but a download minutes
-        check_model(model)
+        check_model(checkpoint)
+        self.checkpoint = checkpoint
         self.device = choose_device(device)
         self.dtype = "float32" if dtype == "auto" and self.device.type == "cpu" else dtype
-        try:
-            self.processor = modeling_ofa.OFAProcessor.from_pretrained(model)
-            self.model = modeling_ofa.OFAForConditionalGeneration.from_pretrained(model, dtype=self.dtype)
-            self.model = self.model.to(self.device).eval()
-        except Exception as error:  # whatever is wrong in a user's folder, or on the way to the Hub
-            raise CommandError(f"cannot load the checkpoint {model}: {first_line(error)}") from error
+        self.answers = answers
+        self.with_scores = with_scores
+        with self._loading():
+            self.processor = OFAProcessor.from_pretrained(checkpoint)
+        self._predictor: Predictor | None = None
 
-    def answer(self, task: str, picture: Image.Image, text: str | None = None) -> dict[str, Any]:
+    def answer(self, row: Mapping[str, Any], top_k: int = 1) -> dict[str, Any]:
         """
-        Answers one task about one picture.
+        Answers one row.
 
         Args:
-            task (`str`): a task's name, such as `"caption"`.
-            picture (`PIL.Image.Image`): the picture.
-            text (`str`, *optional*): the question or phrase that the task takes.
+            row (`Mapping[str, Any]`): `task`, and of `image`, `text`, `text_pair` and `objects` what the task takes.
+            top_k (`int`, defaults to 1): how many of the best answers of a closed list to give as `"ranking"`.
 
         Returns:
-            `dict[str, Any]`: what the processor's `post_process` gives for one row: a `text`, or `boxes` in pixels.
+            `dict[str, Any]`: what the processor's `post_process` gives for one row.
 
         Raises:
-            CommandError: if the processor refuses the input or the device runs out of memory.
+            CommandError: if the model cannot be loaded, if it or the processor refuse the row, or if the device runs
+                out of memory.
         """
-        import torch
+        with refusals(self.device):
+            if self._predictor is None:
+                self._check(row)
+                self._predictor = self._load()
+            return self._predictor([row], top_k)[0]
 
-        given = {} if text is None else {"text": text}
+    def _check(self, row: Mapping[str, Any]) -> None:
+        """Lets the processor refuse a row, without the model."""
+        texts = {name: row[name] for name in ("text", "text_pair", "objects") if name in row}
+        # Texts are cut to the words of the official recipe, as the predictor does; but where that is still more than
+        # the model has positions for, it would cut the end of the instruction too, so here it is not cut further.
+        self.processor(row.get("image"), task=row["task"], truncation=True, max_length=_ANY_LENGTH, **texts)
+        self.processor.generation_kwargs(row["task"], self.answers)
+
+    def _load(self) -> Predictor:
+        with self._loading():
+            model = OFAForConditionalGeneration.from_pretrained(self.checkpoint, dtype=self.dtype)
+            model = model.to(self.device).eval()
+        return Predictor(model, self.processor, answers=self.answers, with_scores=self.with_scores)
+
+    @contextmanager
+    def _loading(self) -> Iterator[None]:
         try:
-            inputs = self.processor(task=task, images=picture, return_tensors="pt", **given)
-        except (ValueError, TypeError) as error:
-            raise CommandError(first_line(error)) from error
-        inputs = inputs.to(self.device, self.model.dtype)
-        try:
-            ids = self.model.generate(**inputs, **self.processor.generation_kwargs(task))
-        except torch.OutOfMemoryError as error:
-            raise CommandError(f"{self.device} has too little memory free; try --device cpu") from error
-        return self.processor.post_process(ids, task=task, image_sizes=[(picture.height, picture.width)])[0]
+            yield
+        except Exception as error:  # whatever is wrong in a user's folder, or on the way to the Hub
+            raise CommandError(f"cannot load the checkpoint {self.checkpoint}: {first_line(error)}") from error
