@@ -702,10 +702,10 @@ class OFAProcessor(ProcessorMixin):
 
     def _search_options(self, row: Task) -> dict[str, Any]:
         """Gives a task's options of `generate`, for this checkpoint."""
-        options = dict(row.generation)
+        options = {"do_sample": False, **row.generation}
         # Small models have fewer positions than the longest answers need.
         limit = self.tokenizer.model_max_length + 1
-        options["max_new_tokens"] = min(options["max_new_tokens"], limit)
+        options["max_new_tokens"] = min(options.get("max_new_tokens", limit), limit)
         if "min_new_tokens" in options:
             options["min_new_tokens"] = min(options["min_new_tokens"], limit - 1)
         if self.num_beams is not None and not options.get("do_sample"):

@@ -115,7 +115,9 @@ class Task:
         constrained (`bool`):
             Whether evaluation decodes under the constraint that follows from `answer` (answers, bins, codes). Boxes of
             visual grounding are free in the official evaluation.
-        generation (`Mapping[str, Any]`): How `generate` decodes at evaluation.
+        generation (`Mapping[str, Any]`):
+            How `generate` decodes at evaluation. By default five beams, thirty tokens at most, ranked by their plain
+            probability, which is fairseq's `--unnormalized`.
         metric (`str`): Name of the metric, a key of `modeling_ofa.evaluation.METRICS`.
     """
 
@@ -146,7 +148,7 @@ class Task:
     image_std: tuple[float, ...] | None = None
     image_layout: Literal["page", "document", "frame"] | None = None
     constrained: bool = True
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = field(default_factory=lambda: dict(_ANSWER))
     metric: str = "label_accuracy"
 
     @property
@@ -179,7 +181,6 @@ _BEAM = {
     "suppress_tokens": [1],
     "length_penalty": 1.0,
 }
-# The evaluation of closed lists ranks answers by their plain probability, fairseq's `--unnormalized`.
 _ANSWER = {**_BEAM, "max_new_tokens": 30, "length_penalty": 0.0}
 # Sixteen tokens and the end.
 _CAPTION = {**_BEAM, "max_new_tokens": 17, "no_repeat_ngram_size": 3}
@@ -220,7 +221,6 @@ _ROWS = (
         max_words=80,
         max_target_tokens=30,
         decoder_prompt="prev_output",
-        generation=_ANSWER,
         metric="vqa_soft_score",
     ),
     Task(
@@ -256,7 +256,6 @@ _ROWS = (
         answers=("yes", "maybe", "no"),
         labels=_ENTAILMENT,
         decoder_prompt="prev_output",
-        generation=_ANSWER,
     ),
     Task(
         "image_text_matching",
@@ -267,7 +266,6 @@ _ROWS = (
         max_words=128,
         answer="label",
         answers=_YES_NO,
-        generation=_ANSWER,
     ),
     Task(
         "image_classification",
@@ -275,7 +273,6 @@ _ROWS = (
         answer="label",
         image_mean=(0.485, 0.456, 0.406),  # ImageNet's
         image_std=(0.229, 0.224, 0.225),
-        generation=_ANSWER,
     ),
     Task(
         "object_detection",
