@@ -72,6 +72,17 @@ def test_evaluation_wants_no_labels_and_prompts_alone(processor, picture):
     assert "labels" not in DataCollatorForOFA(processor)(unlabelled)
 
 
+def test_pictures_that_datasets_left_undecoded_are_read(processor, picture, tmp_path):
+    picture.save(tmp_path / "picture.png")
+    dataset = Dataset.from_list([{"task": "caption", "image": picture, "target": "a dog", "objects": ["dog"]}])
+    undecoded = dataset.cast_column("image", Image(decode=False))
+    decoded = DataCollatorForOFA(processor)([dataset.cast_column("image", Image())[0]])
+    path = {"bytes": None, "path": str(tmp_path / "picture.png")}
+    for row in (undecoded[0], {**undecoded[0], "image": path}):
+        assert isinstance(row["image"], dict)
+        assert torch.equal(DataCollatorForOFA(processor)([row])["pixel_values"], decoded["pixel_values"])
+
+
 def test_rows_without_a_task_are_of_the_collators_own(processor, picture):
     batch = DataCollatorForOFA(processor, task="caption", size=64)([{"image": picture, "target": "a dog"}])
     assert batch["pixel_values"].shape == (1, 3, 64, 64)

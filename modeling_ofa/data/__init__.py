@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from .collator import DataCollatorForOFA
+
 
 def __getattr__(name: str) -> Any:
     # Reading data needs `datasets`, which the base install does not have; what lies beside must import without it.
@@ -14,3 +16,6 @@ def __getattr__(name: str) -> Any:
             raise
         raise ImportError("Reading data needs the `datasets` library: pip install 'modeling-ofa[train]'.") from error
     return getattr(readers, name)
+
+
+__all__ = ["EXAMPLE_FEATURES", "FORMATS", "DataCollatorForOFA", "load_examples"]  # noqa: F822, three by __getattr__

@@ -31,6 +31,13 @@ def target_of(row: Mapping[str, Any], task: Task) -> Any:
     return boxes[0] if task.answer == "box" and boxes else None
 
 
+def encoded_picture(image: Any) -> Any:
+    """Gives what [`OFAProcessor`] reads of a picture that `datasets` left undecoded; others as they are."""
+    if isinstance(image, Mapping):
+        return image["path"] if image.get("bytes") is None else image["bytes"]
+    return image
+
+
 class DataCollatorForOFA:
     """
     Makes batches of raw rows, of one task or of several, for `Trainer` and for evaluation.
@@ -102,7 +109,12 @@ class DataCollatorForOFA:
                     f"Row {missing[0]} of the batch has no target for task {tasks[missing[0]].name!r}, but others "
                     "have one: give every row a target, or none."
                 )
-        columns = {name: [row.get(name) for row in rows] for name in ("image", "text", "text_pair", "objects")}
+        columns = {name: [row.get(name) for row in rows] for name in ("text", "text_pair")}
+        columns["image"] = [encoded_picture(row.get("image")) for row in rows]
+        # Data may name objects for other ends, such as captions that shall not match.
+        columns["objects"] = [
+            row.get("objects") if task.takes_objects else None for row, task in zip(rows, tasks, strict=True)
+        ]
         given = {name: values for name, values in columns.items() if any(one is not None for one in values)}
         return self.processor(
             images=given.pop("image", None),
@@ -120,4 +132,4 @@ class DataCollatorForOFA:
         return get_task(task)
 
 
-__all__ = ["DataCollatorForOFA", "target_of"]
+__all__ = ["DataCollatorForOFA", "encoded_picture", "target_of"]
