@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,11 @@ class AnswerFormat:
         self.tokenizer = tokenizer
         self.clip_boxes = clip_boxes
         self.is_chinese = getattr(tokenizer, "is_chinese", False)
+
+    @property
+    def has_bins(self) -> bool:
+        """`bool`: Whether the tokenizer can speak of boxes."""
+        return getattr(self.tokenizer, "bin_start_id", None) is not None
 
     def bins(self) -> range:
         """
@@ -189,16 +195,19 @@ class AnswerFormat:
             row ([`Task`]): The task.
             written ([`Written`]): The answer.
             score (`float`, *optional*): Its score, instead of one made of its log-probabilities.
-            codec ([`BoxCodec`], *optional*): For the boxes of its picture, if it answers with boxes.
+            codec ([`BoxCodec`], *optional*): For the boxes of its picture. Needed for tasks that answer with boxes.
         """
-        if codec is not None:
+        if row.answer in ("box", "boxes") and codec is not None:
             return self._parse_boxes(row, written, score, codec)
         if row.answer == "codes":
             codes = self.codes()
             answer: dict[str, Any] = {"codes": [one - codes.start for one in written.tokens if one in codes]}
         else:
-            [text] = self.decode([written.tokens])
+            bins = self.bins() if codec is not None else ()
+            [text] = self.decode([[one for one in written.tokens if one not in bins]])
             answer = {"label" if row.answer == "label" else "text": text}
+            if codec is not None and any(one in bins for one in written.tokens):
+                answer |= self._parse_boxes(replace(row, answer="boxes"), written, score, codec)
         if score is None and written.log_probs:
             total = math.fsum(written.log_probs)
             score = math.exp(total if row.answer == "label" else total / len(written.log_probs))

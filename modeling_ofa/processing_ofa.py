@@ -302,7 +302,7 @@ class OFAProcessor(ProcessorMixin):
         Returns:
             `list[dict[str, Any]]`: For each row, by what its task answers with:
 
-            - a text: `{"text": …}`,
+            - a text: `{"text": …}`, and, where it holds locations and `image_sizes` are given, what boxes have,
             - a label: `{"label": …}`,
             - a box: `{"boxes": [[x0, y0, x1, y1]], "scores": [score or None]}` in pixels of the original picture; both
               are empty if the model did not answer with four bins,
@@ -336,9 +336,9 @@ class OFAProcessor(ProcessorMixin):
             log_probs = None if transition_scores is None else transition_scores[i]
             written = answer_format.cut_out(tokens, start, log_probs)
             score = None if row_scores is None else row_scores[i]
+            image_size = None if image_sizes is None else image_sizes[i * len(image_sizes) // len(generated)]
             codec = None
-            if image_sizes is not None and row.answer in ("box", "boxes"):
-                image_size = image_sizes[i * len(image_sizes) // len(generated)]
+            if image_size is not None and (row.answer in ("box", "boxes") or answer_format.has_bins):
                 codec = self._codec(image_size, self._sides(row, size, inputs))
             answers.append(answer_format.parse(row, written, score, codec))
         return answers
@@ -495,7 +495,7 @@ class OFAProcessor(ProcessorMixin):
                 sides = [self._sides(row) for row in rows if row is not None]
                 height, width = max(sides)
                 images_kwargs["size"] = {"height": height, "width": width}
-        if getattr(self.tokenizer, "bin_start_id", None) is None:
+        if not self._format.has_bins:
             return [None] * len(rows)
         size = images_kwargs.get("size")
         return [

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_ofa import OFAImageProcessorPil, OFAProcessor, OFATokenizer, Task, register_task
 from modeling_ofa.answers_ofa import AnswerFormat, constraint_masks
@@ -93,6 +94,9 @@ def row_of(name: str, columns: list[str], kwargs: dict[str, Any]) -> dict[str, A
         row["target"] = NUMBERED[task].get(row["target"], row["target"])
     if "images" in row:
         row["size"] = kwargs["patch_image_size"]
+        is_imagenet = kwargs.get("imagenet_default_mean_and_std")
+        row["image_mean"] = list(IMAGENET_DEFAULT_MEAN) if is_imagenet else [0.5] * 3
+        row["image_std"] = list(IMAGENET_DEFAULT_STD) if is_imagenet else [0.5] * 3
     return row
 
 
@@ -135,6 +139,11 @@ def test_sources_decoder_inputs_and_targets_are_the_official_ones(official, name
             assert inputs.get("decoder_input_ids", [shifted]) == [item["prev_output_tokens"]["v"]]
         if "code_mask" in item:
             assert inputs["code_masks"] == item["code_mask"]["v"]
+        # Random augmentation and places are in tests/test_transforms.py and tests/test_layouts_ofa.py.
+        if "patch_image" in item and name != "ocr" and variant["variant"] != "train480_aug":
+            golden = item["patch_image"]
+            values = torch.as_tensor(inputs["pixel_values"][0])[:, golden["grid_y"]][:, :, golden["grid_x"]]
+            torch.testing.assert_close(values, torch.tensor(golden["grid"]), rtol=0, atol=2e-6)
 
 
 @pytest.mark.parametrize("name", ["vqa_gen", "snli_ve", "image_classify", "glue_cola", "glue_mnli", "glue_sst2"])
@@ -378,3 +387,31 @@ def test_no_task_writes_more_than_the_model_has_positions(official):
             assert options.get("min_new_tokens", 0) < options["max_new_tokens"]
     finally:
         official.tokenizer.model_max_length = 1024
+
+
+def test_answers_of_every_kind_are_plain_objects_with_confidence(official):
+    words = official.tokenizer([" a red cup", " cup", " yes"], add_special_tokens=False)["input_ids"]
+    bins = [58457 + one for one in (0, 0, 999, 999)]
+    rows = [
+        ("caption", words[0]),
+        ("visual_entailment", words[2]),
+        ("visual_grounding", bins),
+        ("object_detection", [*bins, *words[1], *bins[:3], *bins, *words[0]]),
+        ("grounded_caption", [*words[1], *bins, *words[0]]),
+        ("image_infilling", [50265, 50270, 3]),
+    ]
+    longest = max(len(tokens) for _, tokens in rows)
+    ids = [[0, *tokens, 2, *[1] * (longest - len(tokens))] for _, tokens in rows]
+    log_probs = torch.full((len(rows), longest + 1), 0.5).log()
+    answers = official.post_process(
+        ids, task=[task for task, _ in rows], image_sizes=[(50, 100)] * len(rows), transition_scores=log_probs, size=512
+    )
+    everything = pytest.approx([0, 0, 100, 50])
+    assert answers[0] == {"text": "a red cup", "score": pytest.approx(0.5)}  # the mean of its tokens
+    assert answers[1] == {"label": "yes", "score": pytest.approx(0.25)}  # of the word and the end
+    assert answers[2] == {"boxes": [everything], "scores": [pytest.approx(0.5)]}
+    assert answers[3]["labels"] == ["cup", "a red cup"] and len(answers[3]["scores"]) == 2
+    assert answers[3]["boxes"][0] == everything
+    assert answers[4]["text"] == "cup a red cup" and answers[4]["boxes"] == [everything]
+    assert answers[4]["labels"] == ["a red cup"]
+    assert answers[5] == {"codes": [0, 5], "score": pytest.approx(0.5)}
