@@ -138,7 +138,7 @@ class OFACandidateMixin:
 
     def _trie(self, candidates: Any, tokenizer: PreTrainedTokenizerBase | None) -> AnswerTrie:
         """The candidates as a tree."""
-        if isinstance(candidates, AnswerTrie):
+        if hasattr(candidates, "first_child"):  # a trie, which the processor may have from its own copy of this code
             trie = candidates
         else:
             if isinstance(candidates, str):

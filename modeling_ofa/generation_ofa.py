@@ -27,6 +27,14 @@ DEAD = -5e8
 ENCODER_ONLY_INPUTS = ("pixel_values", "pixel_values_2", "patch_masks", "sample_patch_num", "inputs_embeds")
 
 
+def decodes_rows(processor: Any) -> bool:
+    """
+    Whether this is a [`RowLogitsProcessor`]. The code that a checkpoint brings along may be loaded twice, for model
+    and processor, and its classes are then not the same ones.
+    """
+    return hasattr(processor, "row_lengths")
+
+
 class OFACache(EncoderDecoderCache):
     """
     An [`EncoderDecoderCache`] whose cross-attention part has one row per *image*, not per beam, and which keeps the
@@ -127,15 +135,16 @@ class OFAGenerationMixin(GenerationMixin):
         shortest = min(lengths)
         steps = torch.arange(mask.shape[1], device=mask.device)
         if shortest == 0 or not torch.equal(mask.bool(), steps < mask.sum(dim=1, keepdim=True)):
-            raise ValueError("Prompts in `decoder_input_ids` have at least the start token and are padded on the right.")
+            raise ValueError("Prompts in `decoder_input_ids` have a start token at least and are padded on the right.")
         kwargs = {**kwargs, "decoder_input_ids": ids[:, :shortest], "decoder_attention_mask": None}
         if max(lengths) == shortest:
             return kwargs
         processors = list(kwargs.get("logits_processor") or [])
-        given = next((one for one in processors if isinstance(one, RowLogitsProcessor)), None)
+        given = next((one for one in processors if decodes_rows(one)), None)
         config = kwargs.get("generation_config") or self.generation_config
         shared = {
-            name: kwargs.pop(name, None) or getattr(config, name, None) for name in ("min_new_tokens", "max_new_tokens")
+            name: kwargs.pop(name, None) or getattr(config, name, None)
+            for name in ("min_new_tokens", "max_new_tokens")
         }
         rows = [RowOptions()] if given is None else given.rows
         rows = rows * len(lengths) if len(rows) == 1 else rows
@@ -148,7 +157,10 @@ class OFAGenerationMixin(GenerationMixin):
             )
             for i, row in enumerate(rows)
         ]
-        split = RowLogitsProcessor(rows, self.config.eos_token_id if given is None else given.eos_token_id)
+        rows_type, eos_token_id = RowLogitsProcessor, self.config.eos_token_id
+        if given is not None:
+            rows_type, eos_token_id = type(given), given.eos_token_id
+        split = rows_type(rows, eos_token_id)
         if split.max_new_tokens is not None:
             kwargs["max_new_tokens"] = split.max_new_tokens
         return {**kwargs, "logits_processor": [split, *(one for one in processors if one is not given)]}
@@ -204,7 +216,7 @@ class OFAGenerationMixin(GenerationMixin):
         if not generation_config.do_sample and temperature not in (None, 1.0):
             first.append(BeamTemperatureLogitsProcessor(temperature))
         for processor in processors:
-            if isinstance(processor, RowLogitsProcessor):
+            if decodes_rows(processor):
                 batch_size, device = encoder_input_ids.shape[0], encoder_input_ids.device
                 first.append(processor.begin(input_ids_seq_length, batch_size, device))
             elif isinstance(processor, ForcedEOSTokenLogitsProcessor):
@@ -221,7 +233,7 @@ class OFAGenerationMixin(GenerationMixin):
         generation_config: GenerationConfig,
         **kwargs: Any,
     ):
-        rows = next((p for p in logits_processor if isinstance(p, RowLogitsProcessor)), None)
+        rows = next((p for p in logits_processor if decodes_rows(p)), None)
         if rows is not None:
             steps = generation_config.max_length - input_ids.shape[1]
             generation_config = copy.copy(generation_config)
@@ -244,7 +256,7 @@ class OFAGenerationMixin(GenerationMixin):
                 dim=-1, keepdim=True
             )
         running_beam_scores = running_beam_scores.masked_fill(running_beam_scores < DEAD, -math.inf)
-        if isinstance(length_penalty, RowLengths):
+        if not isinstance(length_penalty, int | float):
             steps = cur_len - decoder_prompt_len
             running_beam_scores = running_beam_scores / length_penalty.divisors(steps, early_stopping == "never")
             length_penalty = 0.0
@@ -278,7 +290,7 @@ class OFAGenerationMixin(GenerationMixin):
             # Candidates come best first; only as many are let in as there are hypotheses missing.
             missing = num_beams - is_sent_finished.sum(dim=-1, keepdim=True)
             finished = finished & (finished.cumsum(dim=-1) <= missing)
-        if isinstance(length_penalty, RowLengths):
+        if not isinstance(length_penalty, int | float):
             topk_log_probs = topk_log_probs / length_penalty.divisors(cur_len + 1 - decoder_prompt_len)
             length_penalty = 0.0
         return super()._update_finished_beams(

@@ -47,8 +47,10 @@ def test_a_mixed_batch_holds_what_each_row_gives_alone(processor, picture):
     for i, row in enumerate(rows):
         alone = DataCollatorForOFA(processor)([row])
         for name, value in alone.items():
-            length = value.shape[1] if name in ("input_ids", "attention_mask", "labels") else None
-            assert torch.equal(together[name][i : i + 1, :length] if length else together[name][i : i + 1], value), name
+            found = together[name][i : i + 1]
+            if name in ("input_ids", "attention_mask", "labels"):
+                found = found[:, : value.shape[1]]
+            assert torch.equal(found, value), name
         assert together["attention_mask"][i].sum() == alone["input_ids"].shape[1]
     assert together["patch_masks"].tolist() == [True, True, True, True, False, True]
 

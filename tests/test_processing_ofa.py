@@ -22,7 +22,7 @@ from modeling_ofa import (
     OFAProcessor,
     OFATokenizer,
 )
-from modeling_ofa.tasks_ofa import TASKS, clean_text, clean_question
+from modeling_ofa.tasks_ofa import TASKS, clean_question, clean_text
 
 
 GOLDEN = Path(__file__).parent / "golden"

@@ -1,7 +1,11 @@
 """The model among others: saving and loading, copies and offload, PEFT, Trainer."""
 
 import copy
+import json
+import os
 import pickle
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -335,3 +339,51 @@ def test_building_and_using_the_model_raises_no_warning():
         loss = model(**TRAINED).loss
         loss.backward()
         model.eval().generate(input_ids=SOURCE, pixel_values=images(3), num_beams=2, max_new_tokens=3)
+
+
+REMOTE = """
+import json, sys
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+folder = sys.argv[1]
+processor = AutoProcessor.from_pretrained(folder, trust_remote_code=True)
+model = AutoModelForImageTextToText.from_pretrained(folder, trust_remote_code=True, dtype="float32").eval()
+picture = Image.new("RGB", (96, 64), "red")
+tasks = ["caption", "visual_grounding"]
+inputs = processor(task=tasks, images=[picture] * 2, text=[None, "the dog"], return_tensors="pt")
+ids = model.generate(**inputs, **processor.generation_kwargs(tasks, constrained=True))
+inputs = processor(task="visual_entailment", images=picture, text="a dog", return_tensors="pt")
+scores = model.score_candidates(inputs, processor.answer_trie(["yes", "no"], task="visual_entailment"))
+print(json.dumps([ids.tolist(), scores.tolist(), "modeling_ofa" in sys.modules]))
+"""
+
+
+def test_the_code_that_travels_with_a_checkpoint_does_without_the_package(tmp_path):
+    folder = tmp_path / "checkpoint"
+    # Classes register for the Auto classes of every later save, so that is done in a process of its own.
+    publish = (
+        "import sys, modeling_ofa as ofa\n"
+        "ofa.OFAConfig.register_for_auto_class()\n"
+        "ofa.OFAForConditionalGeneration.register_for_auto_class('AutoModelForImageTextToText')\n"
+        "ofa.OFAImageProcessorPil.register_for_auto_class('AutoImageProcessor')\n"
+        "ofa.OFATokenizer.register_for_auto_class('AutoTokenizer')\n"
+        "ofa.OFAProcessor.register_for_auto_class('AutoProcessor')\n"
+        "for one in (ofa.OFAForConditionalGeneration, ofa.OFAProcessor):\n"
+        "    one.from_pretrained(ofa.DEFAULT_CHECKPOINT).save_pretrained(sys.argv[1])\n"
+    )
+    root = str(Path(__file__).parent.parent)
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+    with_package = {**environment, "PYTHONPATH": root}
+    subprocess.run([sys.executable, "-c", publish, str(folder)], env=with_package, check=True, capture_output=True)
+    local = "import modeling_ofa" + REMOTE.replace("trust_remote_code=True, ", "").replace(
+        ", trust_remote_code=True", ""
+    )
+    found = []
+    for code, env in ((REMOTE, environment), (local, with_package)):
+        command = [sys.executable, "-c", code, str(folder)]
+        run = subprocess.run(command, env=env, cwd=tmp_path, check=True, capture_output=True, text=True)
+        found.append(json.loads(run.stdout))
+    (ids, scores, has_package), (local_ids, local_scores, _) = found
+    assert not has_package and "trust_remote_code" not in local
+    assert ids == local_ids and scores == local_scores

@@ -403,8 +403,9 @@ def test_answers_of_every_kind_are_plain_objects_with_confidence(official):
     longest = max(len(tokens) for _, tokens in rows)
     ids = [[0, *tokens, 2, *[1] * (longest - len(tokens))] for _, tokens in rows]
     log_probs = torch.full((len(rows), longest + 1), 0.5).log()
+    tasks = [task for task, _ in rows]
     answers = official.post_process(
-        ids, task=[task for task, _ in rows], image_sizes=[(50, 100)] * len(rows), transition_scores=log_probs, size=512
+        ids, task=tasks, image_sizes=[(50, 100)] * len(rows), transition_scores=log_probs, size=512
     )
     everything = pytest.approx([0, 0, 100, 50])
     assert answers[0] == {"text": "a red cup", "score": pytest.approx(0.5)}  # the mean of its tokens
