@@ -219,7 +219,7 @@ class AnswerFormat:
             found = [one for one in found[:1] if one[1].start == 0]
         answer: dict[str, Any] = {"boxes": [box for box, _, _ in found]}
         if row.answer == "boxes":
-            answer["labels"] = self.decode([written.tokens[label] for _, _, label in found])
+            answer["labels"] = [self.decode([written.tokens[label]])[0] for _, _, label in found]
         answer["scores"] = [score] * len(found)
         if score is None and written.log_probs is not None:
             spans = [(bins, label) if row.answer == "boxes" else (bins,) for _, bins, label in found]

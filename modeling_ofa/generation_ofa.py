@@ -136,8 +136,10 @@ class OFAGenerationMixin(GenerationMixin):
         steps = torch.arange(mask.shape[1], device=mask.device)
         if shortest == 0 or not torch.equal(mask.bool(), steps < mask.sum(dim=1, keepdim=True)):
             raise ValueError("Prompts in `decoder_input_ids` have a start token at least and are padded on the right.")
+        if shortest == mask.shape[1]:
+            return kwargs
         kwargs = {**kwargs, "decoder_input_ids": ids[:, :shortest], "decoder_attention_mask": None}
-        if max(lengths) == shortest:
+        if shortest == max(lengths):
             return kwargs
         processors = list(kwargs.get("logits_processor") or [])
         given = next((one for one in processors if decodes_rows(one)), None)

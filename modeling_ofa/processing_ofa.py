@@ -117,9 +117,8 @@ class OFAProcessor(ProcessorMixin):
         text: Any = None,
         task: str | Task | Sequence[str | Task] | None = None,
         target: Any = None,
-        text_pair: str | Sequence[str | None] | None = None,
         objects: Sequence[Any] | None = None,
-        decoder_prompt: str | None = None,
+        prompt_type: str | None = None,
         **kwargs: Unpack[OFAProcessorKwargs],
     ) -> BatchFeature:
         """
@@ -139,17 +138,17 @@ class OFAProcessor(ProcessorMixin):
                 What the model shall answer, for training: a text; for a closed list one of its answers, or the data
                 set's word for it; a box `[x0, y0, x1, y1]` in pixels of the upright original picture;
                 `{"boxes": […], "labels": […]}` or a list of `{"box": …, "label": …}`; the numbers of image codes.
-            text_pair (`str` or a list, *optional*):
-                The second text, in the order of the data sets: GLUE's, and the premise of visual entailment.
             objects (`list[str]` or a list of these, *optional*):
                 Names of objects seen in each picture, for tasks that take them (at most 30 are read). An empty list is
                 "none found", which is not the same as `None`.
-            decoder_prompt (`str`, *optional*):
-                In place of the processor's own `decoder_prompt`.
+            prompt_type (`str`, *optional*):
+                In place of the processor's `decoder_prompt`.
             **kwargs:
-                For the tokenizer (`padding`, which is to the longest text by default, `truncation`, `max_length`, …),
-                for the image processor (`size`, …) and `return_tensors`. With `task`, `truncation=True` first cuts the
-                user's texts to the number of words of the official recipe, so that the instruction stays whole.
+                `text_pair` (`str` or a list), the second text, in the order of the data sets: GLUE's, and the premise
+                of visual entailment. For the tokenizer `padding`, which is to the longest text by default,
+                `truncation`, `max_length`, …; for the image processor `size`, …; and `return_tensors`. With `task`,
+                `truncation=True` first cuts the user's texts to the number of words of the official recipe, so that
+                the instruction stays whole.
 
         Returns:
             [`BatchFeature`]: with these fields:
@@ -167,11 +166,19 @@ class OFAProcessor(ProcessorMixin):
             `ValueError`: if the task is unknown, if something that it needs is missing, if images, texts and targets
                 do not match in number, if a text is longer than the model's positions, or if a picture or box is bad.
         """
+        merged = self._merge_kwargs(
+            OFAProcessorKwargs, tokenizer_init_kwargs=getattr(self.tokenizer, "init_kwargs", None), **kwargs
+        )
+        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
+        return_tensors = text_kwargs.pop("return_tensors", None)
+        return_tensors = images_kwargs.pop("return_tensors", None) or return_tensors
+        text_pair = text_kwargs.pop("text_pair", None)
+
         pictures = self._as_pictures(images)
-        rows, count = self._rows(task, pictures, text, text_pair, target)
-        texts = self._column(text, "text", rows, count)
-        pairs = self._column(text_pair, "text_pair", rows, count)
-        named = self._column(objects, "objects", rows, count)
+        rows, count = self._rows(task, pictures, text, text_pair)
+        texts = self._column(text, "text", count)
+        pairs = self._column(text_pair, "text_pair", count)
+        named = self._column(objects, "objects", count)
         if pictures is not None and len(pictures) != count:
             raise ValueError(
                 f"{len(pictures)} images but {count} texts: give one image for each text (None where a text has none)."
@@ -179,13 +186,6 @@ class OFAProcessor(ProcessorMixin):
         for i, row in enumerate(rows):
             where = f" (row {i})" if count > 1 else ""
             self._check_row(where, row, pictures and pictures[i : i + 1], texts[i], pairs[i], named[i])
-
-        merged = self._merge_kwargs(
-            OFAProcessorKwargs, tokenizer_init_kwargs=getattr(self.tokenizer, "init_kwargs", None), **kwargs
-        )
-        text_kwargs, images_kwargs = merged["text_kwargs"], merged["images_kwargs"]
-        return_tensors = text_kwargs.pop("return_tensors", None)
-        return_tensors = images_kwargs.pop("return_tensors", None) or return_tensors
 
         if pictures is not None:
             fetch = self.image_processor.fetch_images
@@ -200,7 +200,7 @@ class OFAProcessor(ProcessorMixin):
         if any(draws):
             data["code_masks"] = draws
         bodies = None if target is None else self._encode_targets(target, rows, codecs)
-        prompts = self._prompts(rows, decoder_prompt, data)
+        prompts = self._prompts(rows, prompt_type, data)
         data.update(self._decoder_side(rows, prompts, bodies, bool(text_kwargs.get("padding"))))
         return BatchFeature(data, tensor_type=return_tensors)
 
@@ -216,8 +216,8 @@ class OFAProcessor(ProcessorMixin):
 
         Args:
             task (`str`, [`Task`] or a list of these):
-                A task, or one for each row of a batch: then every row has its own length and constraint, and gets the
-                answer that it gets alone.
+                A task, or one for each row of a batch: then every row has its own length and constraint. It gets the
+                answer that it gets alone, if all tasks want as many beams and pictures of one size.
             answers (`list[str]`, [`AnswerTrie`] or a `dict` of these by name of task, *optional*):
                 The closed list of answers, in place of the task's own or the processor's `answers`. Make a trie once
                 ([`OFAProcessor.answer_trie`]) where the list is long.
@@ -412,9 +412,7 @@ class OFAProcessor(ProcessorMixin):
             raise ValueError("images is empty; leave it out for a batch without pictures.")
         return pictures
 
-    def _rows(
-        self, task: Any, pictures: list[Any] | None, text: Any, text_pair: Any, target: Any
-    ) -> tuple[list[Task | None], int]:
+    def _rows(self, task: Any, pictures: list[Any] | None, text: Any, text_pair: Any) -> tuple[list[Task | None], int]:
         """Gives each row's task, and the number of rows."""
         several = task is not None and not isinstance(task, str | Task)
         tasks: list[Task | None] = [None] if task is None else [get_task(one) for one in (task if several else [task])]
@@ -433,7 +431,7 @@ class OFAProcessor(ProcessorMixin):
         count = counts[0]
         return (tasks if several else tasks * count), count
 
-    def _column(self, values: Any, name: str, rows: list[Task | None], count: int) -> list[Any]:
+    def _column(self, values: Any, name: str, count: int) -> list[Any]:
         """Gives one value or `None` for each row."""
         if values is None:
             return [None] * count
@@ -648,15 +646,17 @@ class OFAProcessor(ProcessorMixin):
         return [encode(one, row, codec) for one, row, codec in zip(targets, rows, codecs, strict=True)]
 
     def _prompts(
-        self, rows: list[Task | None], decoder_prompt: str | None, data: Mapping[str, Any]
+        self, rows: list[Task | None], prompt_type: str | None, data: Mapping[str, Any]
     ) -> list[list[int]] | None:
         """Gives what each row's decoder reads before its answer, `<s>` included; `None` if it is nothing else."""
-        chosen = _check_prompt(self.decoder_prompt if decoder_prompt is None else decoder_prompt)
+        chosen = _check_prompt(self.decoder_prompt if prompt_type is None else prompt_type)
         kinds = [("none" if row is None else row.decoder_prompt) if chosen == "official" else chosen for row in rows]
         if all(kind == "none" for kind in kinds):
             return None
         if "input_ids" not in data:
-            raise ValueError(f"decoder_prompt={chosen!r} repeats the text for the decoder, but there is no text.")
+            raise ValueError(
+                f"A decoder prompt of type {chosen!r} repeats the text for the decoder, but there is no text."
+            )
         special = {self.tokenizer.pad_token_id}
         prompts = []
         for kind, ids in zip(kinds, data["input_ids"], strict=True):
@@ -724,8 +724,6 @@ class OFAProcessor(ProcessorMixin):
         entries = []
         for row, options in zip(rows, searches, strict=True):
             own = {name: options[name] for name in _OF_ROWS if name in options}
-            if not row.ends:
-                own["max_new_tokens"] += 1  # in company, every answer ends
             entries.append(RowOptions(constraint=constraints[row.name], **own))
         shared = {name: value for options in searches for name, value in options.items() if name not in _OF_ROWS}
         shared.pop("forced_eos_token_id", None)  # each row's own `max_new_tokens` forces it
@@ -736,7 +734,9 @@ class OFAProcessor(ProcessorMixin):
 
 def _check_prompt(decoder_prompt: str) -> str:
     if decoder_prompt not in DECODER_PROMPTS:
-        raise ValueError(f"decoder_prompt is one of {', '.join(map(repr, DECODER_PROMPTS))}, not {decoder_prompt!r}.")
+        raise ValueError(
+            f"A decoder prompt is one of {', '.join(map(repr, DECODER_PROMPTS))}, not {decoder_prompt!r}."
+        )
     return decoder_prompt
 
 

@@ -181,7 +181,7 @@ _BEAM = {
     "suppress_tokens": [1],
     "length_penalty": 1.0,
 }
-_ANSWER = {**_BEAM, "max_new_tokens": 30, "length_penalty": 0.0}
+_ANSWER: dict[str, Any] = {**_BEAM, "max_new_tokens": 30, "length_penalty": 0.0}
 # Sixteen tokens and the end.
 _CAPTION = {**_BEAM, "max_new_tokens": 17, "no_repeat_ngram_size": 3}
 _DRAW = {"do_sample": True, "top_k": 256, "temperature": 1.0}
@@ -198,7 +198,7 @@ _GLUE: dict[str, Any] = {
     "answer": "label",
     "ends": False,
     "decoder_prompt": "src",
-    "generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": 1},  # one token says it all
+    "generation": {"do_sample": False, "num_beams": 1, "max_new_tokens": 30},
 }
 
 _ROWS = (

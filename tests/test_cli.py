@@ -13,8 +13,9 @@ from PIL import Image
 from tokenizers.pre_tokenizers import ByteLevel
 
 from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor, OFATokenizer, cli
-from modeling_ofa.cli import demo, pictures, run
+from modeling_ofa.cli import demo, run
 from modeling_ofa.cli.commands import COMMANDS
+from modeling_ofa.drawing import draw_boxes
 from modeling_ofa.tasks_ofa import TASKS
 
 
@@ -276,7 +277,7 @@ def test_ground_without_a_box_says_so_and_writes_nothing(stub, picture, tmp_path
 
 
 def test_boxes_outside_the_picture_and_turned_ones_are_drawn():
-    drawn = pictures.draw_boxes(Image.new("RGB", (100, 80)), [[50, 60, 10, 20], [-40, -40, 400, 400]], ["a", "b"])
+    drawn = draw_boxes(Image.new("RGB", (100, 80)), [[50, 60, 10, 20], [-40, -40, 400, 400]], ["a", "b"])
     assert drawn.size == (100, 80)
     assert drawn.getpixel((50, 40)) != (0, 0, 0)
 

@@ -127,7 +127,7 @@ def test_sources_decoder_inputs_and_targets_are_the_official_ones(official, name
         inputs = official(
             task=task,
             truncation=True,
-            decoder_prompt=kwargs.get("prompt_type", "none"),
+            prompt_type=kwargs.get("prompt_type", "none"),
             **row_of(name, columns, kwargs),
         )
         assert inputs["input_ids"] == [item["source"]["v"]]
@@ -157,7 +157,7 @@ def test_constraint_masks_are_the_official_ones_wherever_there_is_a_target(offic
         prompt = variant["kwargs"].get("prompt_type", "none")
         for columns, recorded in zip(data["tsv_rows"], variant["items"], strict=True):
             row = row_of(name, columns, variant["kwargs"])
-            labels = torch.tensor(official(task=task, truncation=True, decoder_prompt=prompt, **row)["labels"])
+            labels = torch.tensor(official(task=task, truncation=True, prompt_type=prompt, **row)["labels"])
             masks = constraint_masks(labels, TrieConstraint(trie), vocab_size=59457)
             assert masks.shape == (*labels.shape, 59457)
             for label, mask, allowed in zip(labels[0], masks[0], recorded["item"]["constraint_mask"], strict=True):
@@ -169,7 +169,7 @@ def test_a_batch_pads_as_the_official_one(official):
     variant = data["variants"][0]
     rows = [row_of("vqa_gen", columns, variant["kwargs"]) for columns in data["tsv_rows"]]
     asked = {key: [row[key] for row in rows] for key in ("images", "text", "objects", "target")}
-    inputs = official(task="vqa", decoder_prompt="official", return_tensors="pt", size=480, **asked)
+    inputs = official(task="vqa", prompt_type="official", return_tensors="pt", size=480, **asked)
     batch = variant["batch"]
     assert inputs["input_ids"].tolist() == batch["net_input"]["src_tokens"]["v"]
     assert inputs["decoder_input_ids"].tolist() == batch["net_input"]["prev_output_tokens"]["v"]

@@ -19,7 +19,7 @@ from modeling_ofa import DEFAULT_CHECKPOINT, OFAForConditionalGeneration
 
 
 ROOT = Path(__file__).parents[1]
-sys.path.insert(0, str(ROOT / "scripts"))
+sys.path.append(str(ROOT / "scripts"))  # at the end: it has an evaluate.py
 
 import build_world  # noqa: E402
 import evaluate_embedded  # noqa: E402

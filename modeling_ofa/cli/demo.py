@@ -11,8 +11,9 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
+from ..drawing import draw_boxes, font_for
 from .errors import CommandError
-from .pictures import check_output, draw_boxes, font_for, read_picture, write_picture
+from .pictures import check_output, read_picture, write_picture
 from .predictor import Answerer, default_checkpoint
 from .run import plain_boxes
 

@@ -1,21 +1,16 @@
-"""Pictures for the `ofa` command: reading them safely, drawing boxes, writing them whole or not at all."""
+"""Pictures for the `ofa` command: what is wrong with one is said in one line, and as early as it can be known."""
 
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image
 
+from ..drawing import save_picture
 from ..image_processing_pil_ofa import read_picture as processor_read_picture
-from ..image_processing_pil_ofa import to_rgb
 from .errors import CommandError, first_line
-
-
-BOX_COLOURS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4")
 
 
 def check_picture(source: str) -> None:
@@ -72,54 +67,7 @@ def write_picture(picture: Image.Image, output: Path) -> None:
     Raises:
         CommandError: if it cannot be written, for example on a full disk.
     """
-    handle, temporary = -1, ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=output.parent, prefix=f".{output.name}.", suffix=output.suffix)
-        with os.fdopen(handle, "wb") as file:
-            picture.save(file, format=Image.registered_extensions()[output.suffix.lower()])
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)  # mkstemp gives the owner alone access
-        os.replace(temporary, output)
-    except BaseException as error:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise CommandError(f"cannot write {output}: {error.strerror or first_line(error)}") from error
-        raise
-
-
-def font_for(height: float) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
-    """Gives Pillow's own font at about `height` pixels."""
-    return ImageFont.load_default(size=max(10, height))
-
-
-def draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[float]], labels: Sequence[str]) -> Image.Image:
-    """Draws labelled boxes on a copy of a picture.
-
-    Args:
-        picture: any PIL picture.
-        boxes: one `(x0, y0, x1, y1)` a box, in pixels of `picture`.
-        labels: one text a box.
-
-    Returns:
-        An RGB picture of the same size.
-    """
-    drawn = to_rgb(picture.copy())
-    draw = ImageDraw.Draw(drawn)
-    thickness = max(2, round(min(drawn.size) / 100))
-    font = font_for(min(drawn.size) / 20)
-    for index, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        colour = BOX_COLOURS[index % len(BOX_COLOURS)]
-        left, right = sorted((box[0], box[2]))
-        top, bottom = sorted((box[1], box[3]))
-        # A white edge keeps the line visible on a ground of its own colour.
-        draw.rectangle((left - 1, top - 1, right + 1, bottom + 1), outline="white", width=thickness + 2)
-        draw.rectangle((left, top, right, bottom), outline=colour, width=thickness)
-        text = draw.textbbox((0, 0), label, font=font)
-        width, height = text[2] + 2 * thickness, text[3] + 2 * thickness
-        x = min(max(left, 0), max(drawn.width - width, 0))
-        y = top - height if top >= height else min(bottom, drawn.height - height)  # above the box, else below it
-        draw.rectangle((x, y, x + width, y + height), fill=colour)
-        draw.text((x + thickness, y + thickness), label, fill="white", font=font)
-    return drawn
+        save_picture(picture, output)
+    except OSError as error:
+        raise CommandError(f"cannot write {output}: {error.strerror or first_line(error)}") from error

@@ -8,7 +8,8 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from .pictures import draw_boxes, read_picture, write_picture
+from ..drawing import draw_boxes
+from .pictures import read_picture, write_picture
 from .predictor import Answerer, default_checkpoint
 from .request import Request, read_request
 

@@ -120,7 +120,7 @@ class DataCollatorForOFA:
             images=given.pop("image", None),
             task=tasks,
             target=targets,
-            decoder_prompt=self.decoder_prompt,
+            prompt_type=self.decoder_prompt,
             return_tensors="pt",
             **{"truncation": True, **self.kwargs, **given},
         )
