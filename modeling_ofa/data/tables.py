@@ -183,6 +183,8 @@ def _check_columns(columns: Columns, names: Sequence[str], where: str) -> Column
     Raises:
         `ValueError`: if a column is named that either side does not have, or if nothing can be used.
     """
+    if not isinstance(columns, Mapping):
+        raise ValueError(f"columns={columns!r} must say what each column is, such as image=file,text=question.")
     if unknown := sorted(set(columns) - set(EXAMPLE_FEATURES)):
         raise ValueError(f"columns gives {unknown}, but the columns of an Example are {list(EXAMPLE_FEATURES)}.")
     wanted = [name for value in columns.values() for name in ([value] if isinstance(value, str) else value)]

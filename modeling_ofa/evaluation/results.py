@@ -176,7 +176,7 @@ def draw(picture: PIL.Image.Image, row: Mapping[str, Any], answer: Mapping[str, 
     said = answer.get("text", answer.get("label"))
     if said is not None and answer.get("score") is not None:
         said = f"{said} ({answer['score']:.2g})"
-    texts = [text for text in (row.get("text"), row.get("text_pair"), said and f"→ {said}") if text]
+    texts = [text for text in (row.get("text"), row.get("text_pair"), said and f"-> {said}") if text]
     lines = [line for text in texts for line in textwrap.wrap(text, _WIDTH // 9)]
     sheet = PIL.Image.new("RGB", (_WIDTH, shown.height + _LINE * len(lines)), "white")
     sheet.paste(shown)
