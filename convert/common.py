@@ -119,7 +119,8 @@ def load_torch_file(path: str | os.PathLike) -> Any:
 
 def _unreadable(path: Path, error: Exception) -> str:
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    if "weights_only" in reason:  # torch's advice to execute the file after all
+    if "weights_only" in reason or not isinstance(error, RuntimeError | SafetensorError | pickle.UnpicklingError):
+        # torch's advice to execute the file after all, or what its reader stumbled on, such as `KeyError: 101`
         reason = "its pickle breaks off or is none"
     return (
         f"{path} ({path.stat().st_size:,} bytes) is not a readable torch checkpoint: it is truncated or another kind "

@@ -1,6 +1,7 @@
 """What a task answers with, both ways: targets as tokens for training, tokens as answers, and what may be written."""
 
 import math
+import operator
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +11,7 @@ import torch
 
 from .boxes_ofa import BoxCodec
 from .constraints_ofa import BoxConstraint, Constraint, LabelledBoxesConstraint, TokenRange, TrieConstraint
+from .rows_ofa import as_list
 from .tasks_ofa import Task
 from .trie_ofa import AnswerTrie
 
@@ -96,7 +98,10 @@ class AnswerFormat:
         if kind == "codes":
             return self._encode_codes(target)
         if not isinstance(target, str):
-            raise ValueError(f"A target is a text here, not {target!r}.")
+            hint = ""
+            if isinstance(target, int) and kind == "label":
+                hint = " Numbers of labels differ between data sets: give their names, as ClassLabel.int2str has them."
+            raise ValueError(f"A target is a text here, not {target!r}.{hint}")
         return self._words(target) if row is None else self._encode_text(target, row)
 
     def encode_box(self, box: Any, codec: BoxCodec | None) -> list[int]:
@@ -127,7 +132,8 @@ class AnswerFormat:
     def _encode_codes(self, codes: Any) -> list[int]:
         ids = self.codes()
         try:
-            numbers = [int(one) for one in (codes.split() if isinstance(codes, str) else codes)]
+            given = codes.split() if isinstance(codes, str) else as_list(codes)
+            numbers = [int(one) if isinstance(one, str) else operator.index(one) for one in given]
         except (TypeError, ValueError):
             raise ValueError(f"Image codes are whole numbers, not {codes!r}.") from None
         if bad := [one for one in numbers if not 0 <= one < len(ids)]:
@@ -137,10 +143,21 @@ class AnswerFormat:
     # What may be written
 
     def trie(self, answers: Iterable[str], row: Task) -> AnswerTrie:
-        """Gives the trie of a closed list of answers of a task."""
-        texts = [row.target.format(answer) for answer in answers]
-        if not texts:
+        """
+        Gives the trie of a closed list of answers of a task.
+
+        Raises:
+            `ValueError`: if there is no answer, or one that is no text, or a blank one.
+        """
+        if isinstance(answers, str):
+            raise ValueError(f"A closed list is a list of texts, not the text {answers!r}.")
+        answers = list(answers)
+        if not answers:
             raise ValueError("There is no answer to choose from: pass at least one.")
+        for i, answer in enumerate(answers):
+            if not isinstance(answer, str) or not answer.strip():
+                raise ValueError(f"Answer {i} of the closed list is {answer!r}, which is no text to choose.")
+        texts = [row.target.format(answer) for answer in answers]
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
         return AnswerTrie(ids, eos_token_id=self.tokenizer.eos_token_id)
 
@@ -261,13 +278,18 @@ def _labelled(target: Any) -> list[tuple[Any, str]]:
     """Gives the pairs of box and label of a target in any of its forms."""
     try:
         if isinstance(target, Mapping) and "boxes" in target:
-            return list(zip(target["boxes"], target["labels"], strict=True))
-        return [(one["box"], one["label"]) for one in ([target] if isinstance(target, Mapping) else target)]
+            pairs = list(zip(target["boxes"], target["labels"], strict=True))
+        else:
+            pairs = [(one["box"], one["label"]) for one in ([target] if isinstance(target, Mapping) else target)]
     except (TypeError, KeyError, ValueError):
         raise ValueError(
             "Labelled boxes are {'boxes': […], 'labels': […]}, one label a box, or a list of "
             f"{{'box': …, 'label': …}}, not {target!r}."
         ) from None
+    for _, label in pairs:
+        if not isinstance(label, str) or not label.strip():
+            raise ValueError(f"The label of a box is a text, not {label!r}.")
+    return pairs
 
 
 __all__ = ["AnswerFormat", "constraint_masks"]

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from .rows_ofa import as_list
+
 
 class BoxCodec(NamedTuple):
     """
@@ -19,7 +21,7 @@ class BoxCodec(NamedTuple):
         bin_start_id, num_bins (`int`): Id of `<bin_0>` and number of bins.
     """
 
-    size: Sequence[int]
+    size: Sequence[float]
     resized: tuple[int, int]
     max_image_size: int
     bin_start_id: int
@@ -35,7 +37,8 @@ class BoxCodec(NamedTuple):
         Quantises a box, in the single precision of the official code.
 
         Args:
-            box (`list[float]`): `[x0, y0, x1, y1]` in pixels of the original.
+            box (`list[float]`, any container of four numbers, or `str`):
+                `[x0, y0, x1, y1]` in pixels of the original, or `"x0,y0,x1,y1"`.
             clip (`bool`):
                 Whether what lies outside of the picture is cut off. The official code does not, and writes
                 `unk_token_id` for a side that no bin stands for.
@@ -45,13 +48,12 @@ class BoxCodec(NamedTuple):
             `ValueError`: if this is no box, or none that meets the picture.
         """
         height, width = self.size
-        if len(box) != 4 or not all(isinstance(side, int | float | np.number) and math.isfinite(side) for side in box):
-            raise ValueError(f"A box is four numbers [x0, y0, x1, y1], not {box!r}.")
+        box = _four_numbers(box)
         x0, y0, x1, y1 = box
         if x1 < x0 or y1 < y0 or x0 >= width or y0 >= height or x1 <= 0 or y1 <= 0:
             raise ValueError(
-                f"The box {list(box)} is not a region of its picture of {width} × {height} pixels; [x0, y0, x1, y1] "
-                "are the left, upper, right and lower side."
+                f"The box {box} is not a region of its picture of {width} × {height} pixels; [x0, y0, x1, y1] are the "
+                "left, upper, right and lower side."
             )
         sides = np.array(box, dtype=np.float32)
         if clip:
@@ -94,6 +96,20 @@ class BoxCodec(NamedTuple):
             if after - start >= 4:
                 yield self.decode(ids[start : start + 4]), slice(start, start + 4), slice(after, end)
             start = end
+
+
+def _four_numbers(box: Any) -> list[float]:
+    """Gives the sides of a box in any container, or of `"x0,y0,x1,y1"`."""
+    try:
+        if isinstance(box, str):
+            sides = [float(side) for side in box.split(",")]
+        else:
+            sides = [as_list(side) for side in as_list(box)]
+        if len(sides) == 4 and all(isinstance(side, int | float) and math.isfinite(side) for side in sides):
+            return sides
+    except (TypeError, ValueError):
+        pass
+    raise ValueError(f"A box is four numbers [x0, y0, x1, y1], or 'x0,y0,x1,y1', not {box!r}.")
 
 
 __all__ = ["BoxCodec"]

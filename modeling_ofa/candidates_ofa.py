@@ -146,6 +146,9 @@ class OFACandidateMixin:
             if len(candidates) > 0 and all(isinstance(candidate, str) for candidate in candidates):
                 if tokenizer is None:
                     raise TypeError("Candidates that are texts need a `tokenizer`, or pass lists of token ids.")
+                blank = [i for i, candidate in enumerate(candidates) if not candidate.strip()]
+                if blank:
+                    raise ValueError(f"Candidate {blank[0]} is blank, which is no text to choose.")
                 texts = [f" {candidate}" for candidate in candidates]
                 candidates = tokenizer(texts, add_special_tokens=False)["input_ids"]
             trie = AnswerTrie(candidates, eos_token_id=self.config.eos_token_id)

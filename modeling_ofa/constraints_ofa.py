@@ -173,8 +173,8 @@ class RowOptions:
             Whether the probability of what the constraint forbids goes to what it allows, as officially but with
             `zero_shot`.
         prompt (`Sequence[int]`, *optional*):
-            Tokens that are written before the answer. A prompt that all rows have is faster as `decoder_input_ids`;
-            rows whose prompts are longer than these put their rest here.
+            Tokens that are written before the answer; an end among them does not end it. A prompt that all rows have
+            is faster as `decoder_input_ids`; rows whose prompts are longer than these put their rest here.
         score_prompt (`bool`, *optional*, defaults to `False`):
             Whether `prompt` counts in score and length of a hypothesis, as officially. If it doesn't, the score is
             that of the answer after a prompt in `decoder_input_ids`.
@@ -248,7 +248,7 @@ class RowLogitsProcessor(LogitsProcessor):
 
     Raises:
         TypeError: `rows` holds something else.
-        ValueError: There are no rows, or a prompt holds the end.
+        ValueError: There are no rows.
     """
 
     def __init__(
@@ -262,11 +262,6 @@ class RowLogitsProcessor(LogitsProcessor):
         for i, row in enumerate(self.rows):
             if not isinstance(row, RowOptions):
                 raise TypeError(f"Row {i} is a {type(row).__name__}, not `RowOptions`.")
-            if eos_token_id in row.prompt:
-                raise ValueError(
-                    f"The prompt of row {i} holds the end ({eos_token_id}), which would end its answer: give such "
-                    "prompts as `decoder_input_ids`, prompts of one length in a call."
-                )
         longest = max(len(row.prompt) for row in self.rows)
         self._prompts = torch.tensor([[*row.prompt, *[-1] * (longest - len(row.prompt))] for row in self.rows])
         self._prompt_lengths = torch.tensor([len(row.prompt) for row in self.rows])
@@ -330,6 +325,13 @@ class RowLogitsProcessor(LogitsProcessor):
         if begun.prompt_length is None:
             begun.prompt_length = prompt_length
         return begun
+
+    @property
+    def answer_starts(self) -> torch.Tensor | None:
+        """`torch.LongTensor` of shape `(rows,)`: Where answers begin, if any row has an end before: in its prompt."""
+        if not any(self.eos_token_id in row.prompt for row in self.rows):
+            return None
+        return self._prompt_lengths + (self.prompt_length or 1)
 
     def row_lengths(self, length_penalty: float, steps: int) -> RowLengths:
         """

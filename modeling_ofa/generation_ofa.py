@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers.cache_utils import Cache, EncoderDecoderCache
 from transformers.generation import (
+    EosTokenCriteria,
     GenerationConfig,
     GenerationMixin,
     LogitsProcessor,
@@ -91,6 +92,25 @@ class ForcedEOSLogitsProcessor(LogitsProcessor):
         return forced
 
 
+class EndOfAnswerCriteria(EosTokenCriteria):
+    """
+    Stops a row at the end of its answer, not at one in its prompt.
+
+    Args:
+        eos_token_id (`torch.LongTensor`): The end.
+        starts (`torch.LongTensor` of shape `(rows,)`): Where the answer of each row begins.
+    """
+
+    def __init__(self, eos_token_id: torch.Tensor, starts: torch.Tensor):
+        super().__init__(eos_token_id)
+        self.starts = starts
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.BoolTensor:
+        ended = super().__call__(input_ids, scores, **kwargs)
+        starts = self.starts.to(input_ids.device).repeat_interleave(len(input_ids) // len(self.starts))
+        return ended & (input_ids.shape[1] > starts)
+
+
 class BeamTemperatureLogitsProcessor(LogitsProcessor):
     """Beam search over `softmax(logits / temperature)`. The library reads `temperature` in sampling only."""
 
@@ -113,18 +133,33 @@ class OFAGenerationMixin(GenerationMixin):
     - a beam that a constraint leaves nothing to write is no hypothesis, and nothing waits for it,
     - a [`RowLogitsProcessor`] decodes each row under its own options; its constraints come before everything else,
     - `decoder_input_ids` may have different lengths, padded on the right as `decoder_attention_mask` says: shorter
-      prompts are answered earlier, and `min_new_tokens` and `max_new_tokens` count each row's answer.
+      prompts are answered earlier, and `min_new_tokens` and `max_new_tokens` count each row's answer,
+    - a batch for training may be answered as it is: `decoder_prompt_lengths` of shape `(batch,)` says how many tokens
+      of each row of `decoder_input_ids` are a prompt and no target. Without `decoder_input_ids`, which the library's
+      trainer takes out of such batches, prompts are the first tokens of `input_ids`, as OFA's are.
     """
 
     @deprecate_kwarg("patch_images", version="1.0", new_name="pixel_values", warn_if_greater_or_equal_version=True)
     def generate(self, *args: Any, **kwargs: Any):
-        output = super().generate(*args, **self._split_prompts(kwargs))
+        output = super().generate(*args, **self._split_prompts(self._cut_prompts(args, kwargs)))
         cache = getattr(output, "past_key_values", None)
         if isinstance(cache, OFACache):
             cache.expand_to_rows()
         return output
 
     generate.__doc__ = GenerationMixin.generate.__doc__
+
+    def _cut_prompts(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Makes decoder inputs of `decoder_prompt_lengths`, if they are given."""
+        lengths = kwargs.pop("decoder_prompt_lengths", None)
+        if lengths is None:
+            return kwargs
+        source = kwargs.get("decoder_input_ids")
+        if source is None:
+            source = args[0] if args else kwargs.get("input_ids", kwargs.get("inputs"))
+        mask = torch.arange(int(lengths.max()), device=source.device) < lengths[:, None]
+        ids = source[:, : mask.shape[1]].masked_fill(~mask, self.config.pad_token_id)
+        return {**kwargs, "decoder_input_ids": ids, "decoder_attention_mask": mask.long()}
 
     def _split_prompts(self, kwargs: dict[str, Any]) -> dict[str, Any]:
         """Puts what longer prompts have more than the shortest under the care of a [`RowLogitsProcessor`]."""
@@ -148,6 +183,8 @@ class OFAGenerationMixin(GenerationMixin):
             name: kwargs.pop(name, None) or getattr(config, name, None)
             for name in ("min_new_tokens", "max_new_tokens")
         }
+        if shared["min_new_tokens"]:
+            kwargs["min_new_tokens"] = 0  # the library would forbid an end that stands in a prompt
         rows = [RowOptions()] if given is None else given.rows
         rows = rows * len(lengths) if len(rows) == 1 else rows
         rows = [
@@ -227,6 +264,29 @@ class OFAGenerationMixin(GenerationMixin):
                 others.append(processor)
         return LogitsProcessorList([*first, *others])
 
+    @staticmethod
+    def _at_ends_of_answers(rows: RowLogitsProcessor | None, criteria: StoppingCriteriaList) -> StoppingCriteriaList:
+        """Gives stopping criteria that pass over ends in prompts."""
+        starts = None if rows is None else rows.answer_starts
+        if starts is None:
+            return criteria
+        return StoppingCriteriaList(
+            EndOfAnswerCriteria(one.eos_token_id, starts) if isinstance(one, EosTokenCriteria) else one
+            for one in criteria
+        )
+
+    def _sample(
+        self,
+        input_ids: torch.LongTensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        *args: Any,
+        **kwargs: Any,
+    ):
+        rows = next((p for p in logits_processor if decodes_rows(p)), None)
+        stopping_criteria = self._at_ends_of_answers(rows, stopping_criteria)
+        return super()._sample(input_ids, logits_processor, stopping_criteria, *args, **kwargs)
+
     def _beam_search(
         self,
         input_ids: torch.LongTensor,
@@ -236,6 +296,7 @@ class OFAGenerationMixin(GenerationMixin):
         **kwargs: Any,
     ):
         rows = next((p for p in logits_processor if decodes_rows(p)), None)
+        stopping_criteria = self._at_ends_of_answers(rows, stopping_criteria)
         if rows is not None:
             steps = generation_config.max_length - input_ids.shape[1]
             generation_config = copy.copy(generation_config)
@@ -311,4 +372,10 @@ class OFAGenerationMixin(GenerationMixin):
         )
 
 
-__all__ = ["BeamTemperatureLogitsProcessor", "ForcedEOSLogitsProcessor", "OFACache", "OFAGenerationMixin"]
+__all__ = [
+    "BeamTemperatureLogitsProcessor",
+    "EndOfAnswerCriteria",
+    "ForcedEOSLogitsProcessor",
+    "OFACache",
+    "OFAGenerationMixin",
+]

@@ -70,6 +70,11 @@ def split_heads(states: torch.Tensor, num_heads: int) -> torch.Tensor:
     return states.unflatten(-1, (num_heads, -1)).transpose(1, 2)
 
 
+def beside(module: nn.Module, inputs: torch.Tensor) -> torch.Tensor:
+    """What a module gives, on the device of its inputs: a device map may have put it on another."""
+    return module(inputs).to(inputs.device)
+
+
 def eager_attention_forward(
     module: nn.Module,
     query: torch.Tensor,
@@ -394,6 +399,7 @@ __all__ = [
     "OFAHead",
     "OFALayer",
     "OFAPromptEncoder",
+    "beside",
     "eager_attention_forward",
     "image_distance_buckets",
     "split_heads",

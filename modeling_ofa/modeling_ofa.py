@@ -10,6 +10,7 @@ layer). That bias depends on positions alone, so one tensor serves all rows of a
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -41,10 +42,12 @@ from .layers_ofa import (
     OFAHead,
     OFALayer,
     OFAPromptEncoder,
+    beside,
     image_distance_buckets,
     split_heads,
     token_distance_buckets,
 )
+from .peft_ofa import register_peft_targets
 from .vision_ofa import (
     PATCH_SIZE,
     OFAFrozenBatchNorm2d,
@@ -89,7 +92,7 @@ class OFAPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     main_input_name = "input_ids"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["OFAEncoder", "OFADecoder"]  # embeddings and layers of a stack meet in one bias
+    _no_split_modules = ["OFAEncoderLayer", "OFADecoderLayer"]  # and the image backbone, see OFAEncoder
     _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -100,6 +103,10 @@ class OFAPreTrainedModel(PreTrainedModel):
         r"(encoder|decoder)\.(version|token_rp_bucket|image_rp_bucket|image_position_idx)$",
         r"decoder\.output_projection\.weight$",
     ]
+
+    def __init__(self, config: OFAConfig, *args: Any, **kwargs: Any):
+        super().__init__(config, *args, **kwargs)
+        register_peft_targets()
 
     def _init_weights(self, module: nn.Module):
         super()._init_weights(module)
@@ -164,12 +171,17 @@ class OFAStack(OFAPreTrainedModel):
 
     def text_bias(self, layer_idx: int, query_ids: torch.Tensor, key_ids: torch.Tensor) -> torch.Tensor:
         """Relative bias `(1, heads, queries, keys)` between text positions of shapes `(queries,)` and `(keys,)`."""
-        buckets = self.token_buckets[query_ids[:, None] - key_ids[None, :] + self.max_length - 1]
-        return self.token_rel_pos_table_list[layer_idx](buckets).permute(2, 0, 1).unsqueeze(0)
+        distances = query_ids[:, None] - key_ids[None, :]
+        buckets = self.token_buckets.to(distances.device)[distances + self.max_length - 1]
+        return beside(self.token_rel_pos_table_list[layer_idx], buckets).permute(2, 0, 1).unsqueeze(0)
 
     def image_bias(self, layer_idx: int, buckets: torch.Tensor) -> torch.Tensor:
         """Relative bias `(rows, heads, queries, keys)` for buckets of shape `(rows, queries, keys)`."""
-        return self.image_rel_pos_table_list[layer_idx](buckets).permute(0, 3, 1, 2)
+        return beside(self.image_rel_pos_table_list[layer_idx], buckets).permute(0, 3, 1, 2)
+
+    def position_heads(self, projection: nn.Linear, states: torch.Tensor) -> torch.Tensor:
+        """Position queries or keys `(rows, heads, length, head_dim)` of states `(rows, length, d_model)`."""
+        return split_heads(beside(projection, states), self.num_heads)
 
     @staticmethod
     def with_prompt(bias: torch.Tensor, prompt_length: int) -> torch.Tensor:
@@ -191,6 +203,7 @@ class OFAEncoder(OFAStack):
         d_model, num_heads = config.d_model, config.encoder_attention_heads
         self.type_embedding = nn.Embedding(config.type_vocab_size, d_model) if config.add_type_embedding else None
         self.embed_images = build_image_backbone(config)
+        self._no_split_modules = [*self._no_split_modules, type(self.embed_images).__name__]
         self.image_proj = nn.Linear(self.embed_images.num_channels, d_model)
         self.patch_layernorm_embedding = nn.LayerNorm(d_model) if config.patch_layernorm_embedding else None
         self.pos_q_linear = nn.Linear(d_model, d_model)
@@ -211,7 +224,7 @@ class OFAEncoder(OFAStack):
 
     def text_positions(self, length: int, device: torch.device) -> torch.Tensor:
         """Embeddings `(1, length, d_model)` of the positions of a text, before their norm."""
-        return self.embed_positions(torch.arange(length, device=device)).unsqueeze(0)
+        return beside(self.embed_positions, torch.arange(length, device=device)).unsqueeze(0)
 
     def get_image_features(
         self, pixel_values: torch.Tensor, sample_patch_num: int | None = None
@@ -244,12 +257,12 @@ class OFAEncoder(OFAStack):
         interpolates = self.config.interpolate_position and rows * columns > original**2
         if interpolates:
             grid = torch.arange(original, device=device)
-            old = self.embed_image_positions(grid[:, None] * bucket_size + grid + 1)  # (rows, columns, d_model)
+            old = beside(self.embed_image_positions, grid[:, None] * bucket_size + grid + 1)
             old = old.permute(2, 0, 1).unsqueeze(0)
             positions = nn.functional.interpolate(old, size=(rows, columns), mode="bilinear")
             positions = positions.flatten(2).transpose(1, 2)  # (1, patches, d_model)
         else:
-            positions = self.embed_image_positions(ids)
+            positions = beside(self.embed_image_positions, ids)
         if sample_patch_num is not None:
             if sample_patch_num > rows * columns:
                 raise ValueError(
@@ -277,9 +290,9 @@ class OFAEncoder(OFAStack):
                 raise ValueError(
                     "A second image needs a third token type: load or build the model with `type_vocab_size=3`."
                 )
-            states = states + self.type_embedding(torch.full((1, 1), token_type, device=states.device))
+            states = states + beside(self.type_embedding, torch.full((1, 1), token_type, device=states.device))
         if norm is not None:
-            states = norm(states)
+            states = beside(norm, states)
         states = nn.functional.dropout(states, p=self.dropout, training=self.training)
         return states * mask.unsqueeze(-1).to(states.dtype)
 
@@ -308,38 +321,38 @@ class OFAEncoder(OFAStack):
                 f"The text has {text_length} tokens, but this model reads at most "
                 f"{self.config.max_position_embeddings}: shorten it, or let the tokenizer truncate it."
             )
-        if attention_mask is None:
-            attention_mask = (
-                torch.ones(batch_size, text_length, dtype=torch.long, device=device)
-                if input_ids is None
-                else input_ids.ne(self.config.pad_token_id).long()
-            )
+        if attention_mask is None and input_ids is not None:
+            attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        elif attention_mask is None:
+            attention_mask = torch.ones(batch_size, text_length, dtype=torch.long, device=device)
+        attention_mask = attention_mask.to(device)
 
         # Segments of the sequence, from its end to its beginning: text, image, second image.
         text_ids = torch.arange(text_length, device=device)
         positions = self.text_positions(text_length, device)
         states = [self.embed(inputs_embeds, positions, 0, self.layernorm_embedding, attention_mask)]
-        masks, position_states = [attention_mask], [self.pos_ln(positions)]
+        masks, position_states = [attention_mask], [beside(self.pos_ln, positions)]
         image_buckets: list[torch.Tensor] = []
         for token_type, pixels in enumerate((pixel_values, pixel_values_2), start=1):
             if pixels is None:
                 continue
-            features, ids, positions = self.get_image_features(pixels, sample_patch_num)
+            found = self.get_image_features(pixels, sample_patch_num)
+            features, ids, positions = [part.to(device) for part in found]
             mask = attention_mask.new_ones(features.shape[:2])
             if patch_masks is not None:
                 mask = mask * patch_masks.to(mask)[:, None]
-            features = self.image_proj(features)
+            features = beside(self.image_proj, features)
             states.insert(0, self.embed(features, positions, token_type, self.patch_layernorm_embedding, mask))
             masks.insert(0, mask)
-            position_states.insert(0, self.image_pos_ln(positions))
+            position_states.insert(0, beside(self.image_pos_ln, positions))
             image_buckets.insert(0, image_distance_buckets(ids, ids, self.config.image_bucket_size))
         hidden_states = torch.cat(states, dim=1)  # (batch, length, d_model)
         attention_mask = torch.cat(masks, dim=1)  # (batch, length)
         rows = max(part.shape[0] for part in position_states)
         position_embeddings = torch.cat([part.expand(rows, -1, -1) for part in position_states], dim=1)
 
-        queries = split_heads(self.pos_q_linear(position_embeddings), self.num_heads) * self.position_scaling
-        keys = split_heads(self.pos_k_linear(position_embeddings), self.num_heads)
+        queries = self.position_heads(self.pos_q_linear, position_embeddings) * self.position_scaling
+        keys = self.position_heads(self.pos_k_linear, position_embeddings)
         absolute_bias = queries @ keys.transpose(2, 3)  # (rows, heads, length, length)
 
         prompts = self.encoder_prompt_encoder(device) if self.encoder_prompt_encoder else [None] * len(self.layers)
@@ -427,13 +440,13 @@ class OFADecoder(OFAStack):
         """Embeddings of positions `(length,)` before and after their norm, `(1 or batch, length, d_model)` each."""
 
         def text() -> torch.Tensor:
-            return self.embed_positions(position_ids).unsqueeze(0)
+            return beside(self.embed_positions, position_ids).unsqueeze(0)
 
         def code() -> torch.Tensor:
-            return self.embed_image_positions(self.code_positions(position_ids)).unsqueeze(0)
+            return beside(self.embed_image_positions, self.code_positions(position_ids)).unsqueeze(0)
 
         raw = self.choose(code_rows, text, code)
-        return raw, self.choose(code_rows, lambda: self.pos_ln(raw), lambda: self.image_pos_ln(raw))
+        return raw, self.choose(code_rows, lambda: beside(self.pos_ln, raw), lambda: beside(self.image_pos_ln, raw))
 
     def self_position_keys(
         self, cache: Cache | None, length: int, code_rows: bool | torch.Tensor, device: torch.device
@@ -444,7 +457,7 @@ class OFADecoder(OFAStack):
         if known < length:
             # A static cache may be longer than the model has positions; what lies beyond them is masked.
             position_ids = torch.arange(known, length, device=device).clamp(max=self.max_length - 1)
-            new = split_heads(self.self_pos_k_linear(self.position_states(position_ids, code_rows)[1]), self.num_heads)
+            new = self.position_heads(self.self_pos_k_linear, self.position_states(position_ids, code_rows)[1])
             keys = new if keys is None else torch.cat([keys, new], dim=2)
             if isinstance(cache, OFACache):
                 cache.position_keys["self"] = keys
@@ -454,7 +467,7 @@ class OFADecoder(OFAStack):
         """Position keys `(1 or images, heads, source_length, head_dim)` of cross-attention, computed once a cache."""
         keys = cache.position_keys.get("cross") if isinstance(cache, OFACache) else None
         if keys is None:
-            keys = split_heads(self.cross_pos_k_linear(position_embeddings), self.num_heads)
+            keys = self.position_heads(self.cross_pos_k_linear, position_embeddings)
             if isinstance(cache, OFACache):
                 cache.position_keys["cross"] = keys
         return keys
@@ -482,7 +495,9 @@ class OFADecoder(OFAStack):
             raise ValueError("You must specify exactly one of decoder_input_ids or decoder_inputs_embeds")
         if past_key_values is None and use_cache:
             past_key_values = DynamicCache(config=self.config)
-        if past_key_values is not None and not isinstance(past_key_values, EncoderDecoderCache):
+        if isinstance(past_key_values, EncoderDecoderCache) and not isinstance(past_key_values, OFACache):
+            past_key_values = OFACache.wrap(past_key_values)  # such as the prefixes of peft
+        elif past_key_values is not None and not isinstance(past_key_values, OFACache):
             past_key_values = OFACache(past_key_values, DynamicCache(config=self.config))
         if inputs_embeds is None:
             inputs_embeds = self.embed_tokens(input_ids)
@@ -500,9 +515,11 @@ class OFADecoder(OFAStack):
             )
         if attention_mask is None and input_ids is not None and isinstance(past_length, int) and past_length == 0:
             attention_mask = input_ids.ne(self.config.pad_token_id).long()
+        elif attention_mask is not None and attention_mask.shape[1] == length and isinstance(past_length, int):
+            attention_mask = nn.functional.pad(attention_mask, (past_length, 0), value=1)  # what came before is seen
 
         # Rows agree nearly always, and then share one bias. To see it costs a synchronization that a graph can't have.
-        code_rows: bool | torch.Tensor = code_masks is not None and code_masks.bool()
+        code_rows: bool | torch.Tensor = code_masks is not None and code_masks.to(device, torch.bool)
         if isinstance(code_rows, torch.Tensor) and not is_torchdynamo_compiling():
             if code_rows.all():
                 code_rows = True
@@ -512,7 +529,7 @@ class OFADecoder(OFAStack):
         query_ids = torch.arange(length, device=device) + past_length
         key_ids = torch.arange(key_length, device=device).clamp(max=self.max_length - 1)
         positions, position_states = self.position_states(query_ids, code_rows)
-        queries = split_heads(self.self_pos_q_linear(position_states), self.num_heads) * self.position_scaling
+        queries = self.position_heads(self.self_pos_q_linear, position_states) * self.position_scaling
         keys = self.self_position_keys(past_key_values, key_length, code_rows, device)
         absolute_bias = queries @ keys.transpose(2, 3)  # (1 or rows, heads, length, key_length)
         image_buckets = image_distance_buckets(
@@ -525,8 +542,8 @@ class OFADecoder(OFAStack):
             position_states = position_states.repeat(1, beams, 1)
         else:
             position_states = position_states.reshape(images, -1, d_model)
-        queries = split_heads(self.cross_pos_q_linear(position_states), self.num_heads) * self.position_scaling
-        keys = self.cross_position_keys(past_key_values, encoder_position_embeddings)
+        queries = self.position_heads(self.cross_pos_q_linear, position_states) * self.position_scaling
+        keys = self.cross_position_keys(past_key_values, encoder_position_embeddings.to(device))
         cross_bias = queries @ keys.transpose(2, 3)  # (1 or images, heads, beams * length, source_length)
 
         hidden_states = inputs_embeds
@@ -536,8 +553,8 @@ class OFADecoder(OFAStack):
             code_norm = self.code_layernorm_embedding or self.layernorm_embedding
             hidden_states = self.choose(
                 code_rows,
-                lambda states=hidden_states: self.layernorm_embedding(states),
-                lambda states=hidden_states: code_norm(states),
+                lambda states=hidden_states: beside(self.layernorm_embedding, states),
+                lambda states=hidden_states: beside(code_norm, states),
             )
         hidden_states = nn.functional.dropout(hidden_states, p=self.dropout, training=self.training)
 
@@ -598,6 +615,8 @@ class OFAModel(OFAPreTrainedModel):
         super().__init__(config)
         self.encoder = OFAEncoder(config)
         self.decoder = OFADecoder(config)
+        if config.tie_word_embeddings:
+            self.decoder.embed_tokens = self.encoder.embed_tokens  # FSDP knows no third module of a tied weight
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -753,6 +772,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin, OFACan
         sample_patch_num: int | None = None,
         decoder_input_ids: torch.LongTensor | None = None,
         decoder_attention_mask: torch.Tensor | None = None,
+        decoder_prompt_lengths: torch.LongTensor | None = None,
         code_masks: torch.BoolTensor | None = None,
         encoder_outputs: OFAEncoderOutput | tuple | None = None,
         past_key_values: Cache | None = None,
@@ -765,6 +785,7 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin, OFACan
     ) -> tuple | Seq2SeqLMOutput:
         """
         Args as in [`OFAModel.forward`], and:
+            decoder_prompt_lengths (`torch.LongTensor` of shape `(batch,)`, *optional*): Read by `generate` alone.
             labels (`torch.LongTensor` of shape `(batch, target_length)`, *optional*):
                 Target tokens, -100 where no loss is wanted; decoder inputs are made from them unless given.
             logits_to_keep (`int` or `torch.LongTensor`, *optional*):
@@ -776,6 +797,10 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin, OFACan
         """
         if labels is not None:
             use_cache = False
+            if not is_torchdynamo_compiling() and (largest := labels.max().item()) >= self.config.vocab_size:
+                raise ValueError(
+                    f"A label is {largest}, but the model has {self.config.vocab_size} tokens: wrong tokenizer?"
+                )
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         outputs = self.model(

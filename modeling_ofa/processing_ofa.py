@@ -17,6 +17,7 @@ from .boxes_ofa import BoxCodec
 from .constraints_ofa import Constraint, RowLogitsProcessor, RowOptions
 from .image_processing_pil_ofa import OFAImageProcessorPil
 from .layouts_ofa import hide_middle, ocr_resize
+from .rows_ofa import Asked, as_list, rows_of, tasks_of
 from .tasks_ofa import TASKS, Task, get_task
 from .tokenization_ofa import OFATokenizer
 from .trie_ofa import AnswerTrie
@@ -87,6 +88,8 @@ class OFAProcessor(ProcessorMixin):
         self.max_image_size = max_image_size
         self.num_beams = num_beams
         self.decoder_prompt = _check_prompt(decoder_prompt)
+        if answers is not None and not isinstance(answers, Mapping):
+            raise ValueError("answers are closed lists by name of task, such as {'vqa': ['yes', 'no']}.")
         self.answers = answers
         self.clip_boxes = clip_boxes
 
@@ -122,7 +125,7 @@ class OFAProcessor(ProcessorMixin):
         **kwargs: Unpack[OFAProcessorKwargs],
     ) -> BatchFeature:
         """
-        Prepares a batch for the model.
+        Prepares a batch for the model. Lists may be any container: tuples, arrays, columns of a data set or a frame.
 
         Args:
             images (picture or list of pictures, *optional*):
@@ -161,6 +164,8 @@ class OFAProcessor(ProcessorMixin):
             - **labels** of shape `(batch, target length)`, if there is a `target`, padded with -100.
             - **decoder_input_ids**, **decoder_attention_mask** of shape `(batch, target length)`, if there are decoder
               prompts: the prompts, padded on the right, with the targets behind them if there are any.
+            - **decoder_prompt_lengths** of shape `(batch,)`, if there are prompts and targets: where `generate`, given
+              such a batch as it is, takes up.
 
         Raises:
             `ValueError`: if the task is unknown, if something that it needs is missing, if images, texts and targets
@@ -174,34 +179,22 @@ class OFAProcessor(ProcessorMixin):
         return_tensors = images_kwargs.pop("return_tensors", None) or return_tensors
         text_pair = text_kwargs.pop("text_pair", None)
 
-        pictures = self._as_pictures(images)
-        rows, count = self._rows(task, pictures, text, text_pair)
-        texts = self._column(text, "text", count)
-        pairs = self._column(text_pair, "text_pair", count)
-        named = self._column(objects, "objects", count)
-        if pictures is not None and len(pictures) != count:
-            raise ValueError(
-                f"{len(pictures)} images but {count} texts: give one image for each text (None where a text has none)."
-            )
-        for i, row in enumerate(rows):
-            where = f" (row {i})" if count > 1 else ""
-            self._check_row(where, row, pictures and pictures[i : i + 1], texts[i], pairs[i], named[i])
-
-        if pictures is not None:
-            fetch = self.image_processor.fetch_images
-            pictures = [None if picture is None else fetch(picture) for picture in pictures]
-        codecs = [None] * count if pictures is None else self._codecs(rows, pictures, images_kwargs)
+        rows = rows_of(images, text, task, text_pair, objects)
+        fetch = self.image_processor.fetch_images
+        rows = [row if row.picture is None else row._replace(picture=fetch(row.picture)) for row in rows]
+        codecs = self._codecs(rows, images_kwargs)
         data: dict[str, Any] = {}
-        if any(one is not None for one in (*rows, *texts)):
-            data.update(self._encode_texts(rows, texts, pairs, named, codecs, text_kwargs))
-        if pictures is not None and any(picture is not None for picture in pictures):
-            data.update(self._encode_pictures(rows, pictures, images_kwargs))
-        draws = [row is not None and row.answer == "codes" for row in rows]
+        if any(row.task is not None or row.text is not None for row in rows):
+            data.update(self._encode_texts(rows, codecs, text_kwargs))
+        if any(row.picture is not None for row in rows):
+            data.update(self._encode_pictures(rows, images_kwargs))
+        draws = [row.task is not None and row.task.answer == "codes" for row in rows]
         if any(draws):
             data["code_masks"] = draws
         bodies = None if target is None else self._encode_targets(target, rows, codecs)
         prompts = self._prompts(rows, prompt_type, data)
-        data.update(self._decoder_side(rows, prompts, bodies, bool(text_kwargs.get("padding"))))
+        pads = text_kwargs.get("padding") not in (None, False, "do_not_pad")
+        data.update(self._decoder_side(rows, prompts, bodies, pads))
         return BatchFeature(data, tensor_type=return_tensors)
 
     def generation_kwargs(
@@ -226,27 +219,30 @@ class OFAProcessor(ProcessorMixin):
                 default as the official evaluation does.
 
         Raises:
-            `ValueError`: if the task is unknown, if one list of answers is given for several tasks, or if tasks that
-                sample and tasks that search share a batch.
+            `ValueError`: if the task is unknown, if one list of answers is given for several tasks, if answers are not
+                texts, or if tasks that sample and tasks that search share a batch.
         """
-        rows = [get_task(one) for one in ([task] if isinstance(task, str | Task) else task)]
+        rows = tasks_of(task)
         if answers is not None and not isinstance(answers, Mapping):
-            if len({row.name for row in rows}) > 1:
+            if any(row.name != rows[0].name for row in rows):
                 raise ValueError("One list of answers for several tasks: give answers={'vqa': […]}, by name of task.")
+            if rows[0].answer not in ("text", "label"):
+                raise ValueError(f"Task {rows[0].name!r} answers with no text; leave answers= out.")
             answers = {rows[0].name: answers}
-        constraints: dict[str, Constraint | None] = {}
-        for row in rows:
-            if row.name not in constraints:
-                limited = row.constrained if constrained is None else constrained
-                known = (answers or {}).get(row.name) or self.closed_list(row)
-                constraints[row.name] = self._format.constraint(row, known) if limited else None
-        if len(constraints) == 1:
-            options, constraint = self._search_options(rows[0]), constraints[rows[0].name]
-            if constraint is not None:
-                processor = RowLogitsProcessor(RowOptions(constraint), self.tokenizer.eos_token_id)
-                options["logits_processor"] = [processor]
-            return options
-        return self._mixed_options(rows, constraints)
+        firsts = [rows.index(row) for row in rows]  # a constraint is shared by the rows of a task
+        constraints: dict[int, Constraint | None] = {}
+        for first in set(firsts):
+            row = rows[first]
+            limited = row.constrained if constrained is None else constrained
+            known = (answers or {}).get(row.name)
+            known = self.closed_list(row) if known is None else known
+            constraints[first] = self._format.constraint(row, known) if limited else None
+        if len(constraints) > 1:
+            return self._mixed_options(rows, [constraints[first] for first in firsts])
+        options, constraint = self._search_options(rows[0]), constraints[0]
+        if constraint is not None:
+            options["logits_processor"] = [RowLogitsProcessor(RowOptions(constraint), self.tokenizer.eos_token_id)]
+        return options
 
     def closed_list(self, task: str | Task) -> Sequence[str] | None:
         """
@@ -282,7 +278,7 @@ class OFAProcessor(ProcessorMixin):
         Turns generated token ids into answers.
 
         Args:
-            ids (`torch.LongTensor` of shape `(rows, length)` or `list[list[int]]`):
+            ids (`torch.LongTensor` of shape `(rows, length)`, `list[list[int]]` or `ModelOutput`):
                 What `generate` gives. With `num_return_sequences` there may be several rows for each picture.
             task (`str`, [`Task`] or a list of these): The task, or that of each row of the batch.
             image_sizes (`list[tuple[int, int]]`, *optional*):
@@ -292,9 +288,10 @@ class OFAProcessor(ProcessorMixin):
             size (`int` or `dict[str, int]`, *optional*):
                 The `size` that the call was given, if it was given one.
             transition_scores (`torch.FloatTensor` of shape `(rows, steps)`, *optional*):
-                Log-probabilities of the generated tokens, `model.compute_transition_scores(…)`: what scores are made
-                of where `scores` is not given. The score of a label is its probability, that of a text, of a box or of
-                a box with its label the geometric mean of the probabilities of its tokens.
+                Log-probabilities of the generated tokens, `model.compute_transition_scores(…)` (of greedy search and
+                sampling, which keep logits, with `normalize_logits=True`): what scores are made of where `scores` is
+                not given. The score of a label is its probability, that of a text, of a box or of a box with its label
+                the geometric mean of the probabilities of its tokens.
             inputs (`Mapping`, *optional*):
                 What the call gave. Needed where rows have decoder prompts, which are no part of the answer, and where
                 the size of the pictures is neither the tasks' own nor `size`.
@@ -312,35 +309,43 @@ class OFAProcessor(ProcessorMixin):
             Texts, labels and codes have a `"score"` if there are scores.
 
         Raises:
-            `ValueError`: if the task is unknown, or if sizes or scores are missing or do not match in number.
+            `ValueError`: if the task is unknown, if `ids` are no rows of ids, or if sizes or scores are missing, are
+                none, or do not match in number.
         """
-        generated: list[list[int]] = ids.tolist() if hasattr(ids, "tolist") else [list(map(int, one)) for one in ids]
-        rows = [get_task(one) for one in ([task] if isinstance(task, str | Task) else task)]
-        row_scores = scores.tolist() if hasattr(scores, "tolist") else scores  # type: ignore[union-attr]
-        if row_scores is not None and len(row_scores) != len(generated):
-            raise ValueError(f"{len(row_scores)} scores for {len(generated)} rows of ids.")
-        if not rows or len(generated) % len(rows):
-            raise ValueError(f"{len(rows)} tasks do not match {len(generated)} rows of ids.")
-        if any(row.answer in ("box", "boxes") for row in rows):
-            if image_sizes is None:
-                name = next(row.name for row in rows if row.answer in ("box", "boxes"))
-                raise ValueError(f"Task {name!r} answers with boxes: give image_sizes=[(height, width), …].")
-            if len(image_sizes) == 0 or len(generated) % len(image_sizes):
-                raise ValueError(f"{len(image_sizes)} image_sizes do not match {len(generated)} rows of ids.")
-        answer_format = self._format
-        prompt_mask = None if inputs is None else inputs.get("decoder_attention_mask")
+        generated = [as_list(one) for one in as_list(getattr(ids, "sequences", ids))]
+        if any(not isinstance(one, list) for one in generated):
+            raise ValueError("ids are rows of token ids, as generate gives them: of shape (rows, length).")
+        count = len(generated)
+        rows, sizes, row_scores = tasks_of(task), as_list(image_sizes), as_list(scores)
+        if count % len(rows):
+            raise ValueError(f"{len(rows)} tasks do not match {count} rows of ids.")
+        log_probs = as_list(transition_scores)
+        for name, values in (("scores", row_scores), ("transition_scores", log_probs)):
+            if values is not None and len(values) != count:
+                raise ValueError(f"{len(values)} {name} for {count} rows of ids.")
+        if log_probs is not None and max((one for row in log_probs for one in row), default=0.0) > 1e-3:
+            raise ValueError(
+                "transition_scores are log-probabilities, but some are above 0: these are the logits of greedy search "
+                "or sampling. Pass normalize_logits=True to compute_transition_scores."
+            )
+        if sizes is not None and (len(sizes) == 0 or count % len(sizes)):
+            raise ValueError(f"{len(sizes)} image_sizes do not match {count} rows of ids.")
+        lengths = None if inputs is None else inputs.get("decoder_prompt_lengths")
+        if inputs is not None and lengths is None and inputs.get("decoder_attention_mask") is not None:
+            lengths = [sum(one) for one in inputs["decoder_attention_mask"]]
         answers = []
         for i, tokens in enumerate(generated):
-            row = rows[i * len(rows) // len(generated)]
-            start = 1 if prompt_mask is None else int(sum(prompt_mask[i * len(prompt_mask) // len(generated)]))
-            log_probs = None if transition_scores is None else transition_scores[i]
-            written = answer_format.cut_out(tokens, start, log_probs)
-            score = None if row_scores is None else row_scores[i]
-            image_size = None if image_sizes is None else image_sizes[i * len(image_sizes) // len(generated)]
+            row = rows[i * len(rows) // count]
+            start = 1 if lengths is None else int(lengths[i * len(lengths) // count])
+            written = self._format.cut_out(tokens, start, None if log_probs is None else log_probs[i])
+            image_size = None if sizes is None else sizes[i * len(sizes) // count]
+            if image_size is None and row.answer in ("box", "boxes"):
+                raise ValueError(f"Task {row.name!r} answers with boxes: give image_sizes=[(height, width), …].")
             codec = None
-            if image_size is not None and (row.answer in ("box", "boxes") or answer_format.has_bins):
-                codec = self._codec(image_size, self._sides(row, size, inputs))
-            answers.append(answer_format.parse(row, written, score, codec))
+            if image_size is not None and (row.answer in ("box", "boxes") or self._format.has_bins):
+                codec = self._codec(_height_and_width(image_size), self._sides(rows, size, inputs))
+            score = None if row_scores is None else row_scores[i]
+            answers.append(self._format.parse(row, written, score, codec))
         return answers
 
     def post_process_candidates(
@@ -358,7 +363,12 @@ class OFAProcessor(ProcessorMixin):
         Returns:
             `list[dict[str, Any]]`: For each row the best answer (`"label"` or `"text"`), its probability as `"score"`,
             and with `top_k > 1` `"ranking"`, a list of `(answer, probability)`.
+
+        Raises:
+            `ValueError`: if the task is unknown, or if answers and scores do not match in number.
         """
+        if len(answers) != log_probs.shape[-1]:
+            raise ValueError(f"{len(answers)} answers for the scores of {log_probs.shape[-1]}.")
         key = "label" if get_task(task).answer == "label" else "text"
         values, order = log_probs.float().topk(min(top_k, log_probs.shape[-1]), dim=-1)
         results = []
@@ -390,156 +400,61 @@ class OFAProcessor(ProcessorMixin):
     def _format(self) -> AnswerFormat:
         return AnswerFormat(self.tokenizer, self.clip_boxes)
 
-    # What the user gave, row by row
-
-    def _as_pictures(self, images: Any) -> list[Any] | None:
-        """Gives one picture or `None` for each row."""
-        if images is None:
-            return None
-        if not isinstance(images, list | tuple):
-            return list(images) if getattr(images, "ndim", None) == 4 else [images]
-        pictures: list[Any] = []
-        for i, image in enumerate(images):
-            if isinstance(image, list | tuple):
-                if len(image) > 1:
-                    raise ValueError(f"OFA reads one picture a text, but row {i} of images has {len(image)}.")
-                pictures.append(image[0] if image else None)
-            elif getattr(image, "ndim", None) == 4:
-                pictures.extend(image)
-            else:
-                pictures.append(image)
-        if not pictures:
-            raise ValueError("images is empty; leave it out for a batch without pictures.")
-        return pictures
-
-    def _rows(self, task: Any, pictures: list[Any] | None, text: Any, text_pair: Any) -> tuple[list[Task | None], int]:
-        """Gives each row's task, and the number of rows."""
-        several = task is not None and not isinstance(task, str | Task)
-        tasks: list[Task | None] = [None] if task is None else [get_task(one) for one in (task if several else [task])]
-        counts = [len(tasks)] if several else []
-        for one in (text, text_pair):
-            if one is not None:
-                counts.append(1 if isinstance(one, str) or _is_numbers(one) else len(one))
-        if pictures is not None:
-            counts.append(len(pictures))
-        if not counts:
-            if task is None:
-                raise ValueError("Nothing to process: give images=, text= or task=.")
-            counts = [1]  # of a task that lacks what it needs, as the check of each row says
-        if 0 in counts:
-            raise ValueError("The batch is empty: images and text must be one thing or a list of at least one.")
-        count = counts[0]
-        return (tasks if several else tasks * count), count
-
-    def _column(self, values: Any, name: str, count: int) -> list[Any]:
-        """Gives one value or `None` for each row."""
-        if values is None:
-            return [None] * count
-        if isinstance(values, str) or _is_numbers(values):
-            values = [values]
-        elif name == "objects" and count == 1 and all(isinstance(one, str) for one in values):
-            values = [values]
-        values = list(values)
-        if len(values) != count:
-            raise ValueError(
-                f"{count} rows but {len(values)} values of {name}: give one for each image, text or task (None where "
-                "a row has none)."
-            )
-        return values
-
-    def _check_row(
-        self, where: str, row: Task | None, picture: list[Any] | None, text: Any, pair: Any, objects: Any
-    ) -> None:
-        """Says what a row lacks, or has too much. Its picture may be `None`, if it is said that it has none."""
-        if row is None:
-            if pair is not None or objects is not None:
-                raise ValueError("text_pair and objects belong to a task: give task=.")
-            if text is not None and not isinstance(text, str):
-                raise ValueError(f"text must be a string or a list of strings, but here{where} it is {text!r}.")
-            return
-        where = f"Task {row.name!r}{where}"
-        if row.takes_audio:
-            raise ValueError(
-                f"{where} is about recorded speech, which needs MMSpeech's encoder: this model reads pictures and "
-                "text."
-            )
-        if row.takes_image and picture is None:
-            raise ValueError(f"{where} is about a picture: give images=.")
-        if not row.takes_image and picture and picture[0] is not None:
-            raise ValueError(f"{where} takes no picture; leave images= out.")
-        if row.takes_text:
-            if text is None:
-                raise ValueError(f"{where} needs text=: {row.text_is or 'its text'}.")
-            if not isinstance(text, str) and not (row.takes_region and _is_numbers(text)):
-                raise ValueError(f"{where} takes {row.text_is or 'a text'} as text=, not {text!r}.")
-        elif text:
-            raise ValueError(f"{where} takes no text, its instruction is {row.instruction!r}; leave task= out.")
-        if row.needs_pair and not isinstance(pair, str):
-            raise ValueError(f"{where} needs text_pair=: {row.text_pair_is or 'the second text'}.")
-        if pair is not None and not (row.takes_pair and isinstance(pair, str)):
-            raise ValueError(f"{where} takes {'a string as' if row.takes_pair else 'no'} text_pair=, not {pair!r}.")
-        if objects is not None and not row.takes_objects:
-            raise ValueError(f"{where} takes no objects=.")
-
     # The encoder's side
 
-    def _codecs(
-        self, rows: list[Task | None], pictures: list[Any], images_kwargs: dict[str, Any]
-    ) -> list[BoxCodec | None]:
+    def _codecs(self, rows: Sequence[Asked], images_kwargs: dict[str, Any]) -> list[BoxCodec | None]:
         """Settles the size of the batch's pictures in `images_kwargs`, and gives what makes tokens of their boxes."""
-        if images_kwargs.get("size") is None:
-            wanted = {row.image_size for row in rows if row is not None}
-            if wanted - {None}:
-                sides = [self._sides(row) for row in rows if row is not None]
-                height, width = max(sides)
-                images_kwargs["size"] = {"height": height, "width": width}
-        if not self._format.has_bins:
+        tasks = [row.task for row in rows if row.task is not None]
+        if images_kwargs.get("size") is None and any(task.image_size is not None for task in tasks):
+            height, width = self._sides(tasks)
+            images_kwargs["size"] = {"height": height, "width": width}
+        needs_boxes = [row.task is not None and row.picture is not None for row in rows]
+        if not any(needs_boxes) or not self._format.has_bins:
             return [None] * len(rows)
-        size = images_kwargs.get("size")
+        sides = self._sides(tasks, images_kwargs.get("size"))
         return [
-            None if row is None or picture is None else self._codec(_picture_size(picture), self._sides(row, size))
-            for row, picture in zip(rows, pictures, strict=True)
+            self._codec(_picture_size(row.picture), sides) if needs else None
+            for row, needs in zip(rows, needs_boxes, strict=True)
         ]
 
-    def _codec(self, image_size: Sequence[int], sides: tuple[int, int]) -> BoxCodec:
+    def _codec(self, image_size: Sequence[float], sides: tuple[int, int]) -> BoxCodec:
         """Gives what makes tokens of the boxes of a picture."""
         bins = self._format.bins()
         return BoxCodec(image_size, sides, self.max_image_size, bins.start, len(bins))
 
-    def _sides(self, row: Task, size: Any = None, inputs: Mapping[str, Any] | None = None) -> tuple[int, int]:
-        """Gives the height and width that pictures of a task have, by the call's `size` or what the call gave."""
+    def _sides(
+        self, tasks: Sequence[Task], size: Any = None, inputs: Mapping[str, Any] | None = None
+    ) -> tuple[int, int]:
+        """
+        Gives the height and width that the pictures of a batch have: those of what the call gave (`inputs`), of the
+        `size` that it was given, or else what the task wants that wants the largest.
+        """
         if size is None and inputs is not None and inputs.get("pixel_values") is not None:
             height, width = inputs["pixel_values"][0].shape[-2:]
             return int(height), int(width)
+        sizes = [size]
         if size is None:
-            size = self.max_image_size if row.image_size == "max" else row.image_size
-        if size is None:
-            size = getattr(self.image_processor, "size", None) or self.max_image_size
-        if isinstance(size, int):
-            return size, size
-        if "height" not in size or "width" not in size:
-            raise ValueError(f"Boxes need a size with height and width, not {dict(size)}.")
-        return size["height"], size["width"]
+            default = getattr(self.image_processor, "size", None) or self.max_image_size
+            wanted = [task.image_size or default for task in tasks if task.takes_image] or [default]
+            sizes = [self.max_image_size if one == "max" else one for one in wanted]
+        sides = []
+        for one in sizes:
+            if isinstance(one, int):
+                one = {"height": one, "width": one}
+            if "height" not in one or "width" not in one:
+                raise ValueError(f"Boxes need a size with height and width, not {dict(one)}.")
+            sides.append((one["height"], one["width"]))
+        return max(sides)
 
     def _encode_texts(
-        self,
-        rows: list[Task | None],
-        texts: list[Any],
-        pairs: list[Any],
-        objects: list[Any],
-        codecs: Sequence[BoxCodec | None],
-        text_kwargs: dict[str, Any],
+        self, rows: Sequence[Asked], codecs: Sequence[BoxCodec | None], text_kwargs: dict[str, Any]
     ) -> Mapping[str, Any]:
         """Tokenises the texts, put into the task's instruction where there is one."""
         truncates = text_kwargs.get("truncation") not in (None, False, "do_not_truncate")
-        limits = [row.max_tokens for row in rows if row is not None and row.max_tokens is not None]
+        limits = [row.task.max_tokens for row in rows if row.task is not None and row.task.max_tokens is not None]
         if truncates and limits:
             text_kwargs.setdefault("max_length", min(limits) + 2)  # with the start and the end
-        sources = [
-            (text or "") if row is None else self._source(row, text, pair, named, truncates)
-            for row, text, pair, named in zip(rows, texts, pairs, objects, strict=True)
-        ]
-        encoded = self.tokenizer(sources, **text_kwargs)
+        encoded = self.tokenizer([self._source(row, truncates) for row in rows], **text_kwargs)
         pad = self.tokenizer.pad_token_id
         for i, (row, ids) in enumerate(zip(rows, encoded["input_ids"], strict=True)):
             length, limit = len(ids) - ids.count(pad), self.tokenizer.model_max_length
@@ -548,132 +463,128 @@ class OFAProcessor(ProcessorMixin):
                     f"Text {i} is {length:,} tokens long, but the model has {limit:,} positions. Shorten it, or "
                     "pass truncation=True to drop the end."
                 )
-            if row is not None and row.takes_region:
-                bins = self._format.encode_box(self._region(texts[i]), codecs[i])
+            if row.task is not None and row.task.takes_region:
+                bins = self._format.encode_box(row.text, codecs[i])
                 places = [k for k, token in enumerate(ids) if token == self.tokenizer.mask_token_id]
                 for place, token in zip(places[-4:], bins, strict=True):
                     ids[place] = token
         return encoded
 
-    def _source(self, row: Task, text: Any, pair: str | None, objects: Any, truncates: bool) -> str:
+    def _source(self, row: Asked, truncates: bool) -> str:
         """Gives what the encoder reads."""
-        source = row.instruction
-        if self._format.is_chinese and row.instruction_zh is not None:
-            source = row.instruction_zh
-        elif pair is not None and row.pair_instruction is not None:
-            source = row.pair_instruction
-        max_words = row.max_words if truncates else None
-        given = {} if row.takes_region or text is None else {"{text}": self._clean(text, row, max_words)}
-        if pair is not None:
-            given["{text_pair}"] = self._clean(pair, row, max_words, is_pair=True)
+        task, _, text, pair, objects = row
+        if task is None:
+            return text or ""
+        source = task.instruction
+        if self._format.is_chinese and task.instruction_zh is not None:
+            source = task.instruction_zh
+        elif pair is not None and task.pair_instruction is not None:
+            source = task.pair_instruction
+        max_words = task.max_words if truncates else None
         # Chinese word pieces spell `<bin_i>` out, so the places of a region are written as masks at first.
-        given["{region}"] = self.tokenizer.mask_token * 4
+        given = {"{region}": self.tokenizer.mask_token * 4}
+        if text is not None and not task.takes_region:
+            given["{text}"] = self._clean(text, task, max_words)
+        if pair is not None:
+            given["{text_pair}"] = self._clean(pair, task, max_words, is_pair=True)
         source = re.sub(r"\{(text|text_pair|region)\}", lambda match: given.get(match[0], ""), source)
         if objects is not None:
             names = objects.split("&&") if isinstance(objects, str) else list(objects)
             source = f"{source} object: {' '.join(names[:30])}"
         return source
 
-    def _clean(self, text: str, row: Task, max_words: int | None, is_pair: bool = False) -> str:
+    def _clean(self, text: str, task: Task, max_words: int | None, is_pair: bool = False) -> str:
         """Cleans the user's text for an instruction."""
         if self._format.is_chinese:
             text = text.lower().strip()[:max_words]
         else:
-            text = row.clean(text)
+            text = task.clean(text)
             if max_words is not None and len(words := text.split(" ")) > max_words:
                 text = " ".join(words[:max_words])
-        asks = row.question_mark and not is_pair
+        asks = task.question_mark and not is_pair
         return f"{text}?" if asks and not text.endswith(("?", "？")) else text
 
-    @staticmethod
-    def _region(text: Any) -> list[float]:
-        """Gives the box that was given as a text."""
-        if not isinstance(text, str):
-            return [float(side) for side in text]
-        try:
-            return [float(side) for side in text.split(",")]
-        except ValueError:
-            raise ValueError(f"A region is [x0, y0, x1, y1] or 'x0,y0,x1,y1' in pixels, not {text!r}.") from None
-
-    def _encode_pictures(
-        self, rows: list[Task | None], pictures: list[Any], images_kwargs: dict[str, Any]
-    ) -> dict[str, list[Any]]:
+    def _encode_pictures(self, rows: Sequence[Asked], images_kwargs: dict[str, Any]) -> dict[str, list[Any]]:
         """Gives the pixels of the rows that have a picture, and zeros for the others."""
         groups: dict[tuple, list[int]] = {}
-        for i, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+        for i, (task, picture, *_) in enumerate(rows):
             if picture is not None:
-                groups.setdefault((None, None) if row is None else (row.image_mean, row.image_std), []).append(i)
+                groups.setdefault((None, None) if task is None else (task.image_mean, task.image_std), []).append(i)
         pixels: list[Any] = [None] * len(rows)
         for (mean, std), members in groups.items():
             own = {} if mean is None else {"image_mean": list(mean), "image_std": list(std)}
-            laid_out = [self._lay_out(rows[i], pictures[i], images_kwargs) for i in members]
+            laid_out = [self._lay_out(rows[i], images_kwargs) for i in members]
             values = self.image_processor(laid_out, **{**own, **images_kwargs})["pixel_values"]
             for i, one in zip(members, values, strict=True):
-                row = rows[i]
-                pixels[i] = hide_middle(one) if row is not None and row.image_layout == "frame" else one
+                task = rows[i].task
+                pixels[i] = hide_middle(one) if task is not None and task.image_layout == "frame" else one
         first = next(one for one in pixels if one is not None)
         return {
             "pixel_values": [first * 0 if one is None else one for one in pixels],
-            "patch_masks": [picture is not None for picture in pictures],
+            "patch_masks": [row.picture is not None for row in rows],
         }
 
-    def _lay_out(self, row: Task | None, picture: Any, images_kwargs: dict[str, Any]) -> Any:
+    def _lay_out(self, row: Asked, images_kwargs: dict[str, Any]) -> Any:
         """Gives a picture, put on a square with its aspect ratio kept if the task wants that."""
-        if row is None or row.image_layout not in ("page", "document"):
+        task, picture = row.task, row.picture
+        if task is None or task.image_layout not in ("page", "document"):
             return picture
         if not isinstance(picture, PIL.Image.Image):
             raise ValueError(
-                f"Task {row.name!r} keeps the aspect ratio of its picture, which must be a picture, no array."
+                f"Task {task.name!r} keeps the aspect ratio of its picture, which must be a picture, no array."
             )
-        return ocr_resize(
-            picture, self._sides(row, images_kwargs.get("size"))[0], document=row.image_layout == "document"
-        )
+        side, _ = self._sides([task], images_kwargs.get("size"))
+        return ocr_resize(picture, side, document=task.image_layout == "document")
 
     # The decoder's side
 
     def _encode_targets(
-        self, target: Any, rows: list[Task | None], codecs: Sequence[BoxCodec | None]
+        self, target: Any, rows: Sequence[Asked], codecs: Sequence[BoxCodec | None]
     ) -> list[list[int]]:
         """Gives the ids that the decoder shall write in each row, without the end."""
-        targets = target.tolist() if hasattr(target, "tolist") else target
-        if len(rows) == 1 and not (isinstance(targets, list | tuple) and len(targets) == 1):
-            targets = [targets]
-        elif isinstance(targets, str | Mapping):
+        targets = as_list(target)
+        if not isinstance(targets, list) or (len(rows) == 1 and len(targets) != 1):
             targets = [targets]
         if len(targets) != len(rows):
             raise ValueError(f"{len(targets)} targets for {len(rows)} rows of images and texts.")
-        encode = self._format.encode
-        return [encode(one, row, codec) for one, row, codec in zip(targets, rows, codecs, strict=True)]
+        bodies = []
+        for i, (one, row, codec) in enumerate(zip(targets, rows, codecs, strict=True)):
+            try:
+                bodies.append(self._format.encode(one, row.task, codec))
+            except ValueError as error:
+                raise ValueError(f"Target {i}: {error}") from error
+        return bodies
 
     def _prompts(
-        self, rows: list[Task | None], prompt_type: str | None, data: Mapping[str, Any]
+        self, rows: Sequence[Asked], prompt_type: str | None, data: Mapping[str, Any]
     ) -> list[list[int]] | None:
         """Gives what each row's decoder reads before its answer, `<s>` included; `None` if it is nothing else."""
         chosen = _check_prompt(self.decoder_prompt if prompt_type is None else prompt_type)
-        kinds = [("none" if row is None else row.decoder_prompt) if chosen == "official" else chosen for row in rows]
+        kinds = [chosen] * len(rows)
+        if chosen == "official":
+            kinds = ["none" if row.task is None else row.task.decoder_prompt for row in rows]
         if all(kind == "none" for kind in kinds):
             return None
         if "input_ids" not in data:
             raise ValueError(
                 f"A decoder prompt of type {chosen!r} repeats the text for the decoder, but there is no text."
             )
-        special = {self.tokenizer.pad_token_id}
         prompts = []
         for kind, ids in zip(kinds, data["input_ids"], strict=True):
-            source = [token for token in ids if token not in special]
+            source = [token for token in ids if token != self.tokenizer.pad_token_id]
             cut = {"none": 1, "src": len(source), "prev_output": len(source) - 1}[kind]
             prompts.append(source[:cut])
         return prompts
 
     def _decoder_side(
-        self, rows: list[Task | None], prompts: list[list[int]] | None, bodies: list[list[int]] | None, pads: bool
-    ) -> dict[str, list[list[int]]]:
+        self, rows: Sequence[Asked], prompts: list[list[int]] | None, bodies: list[list[int]] | None, pads: bool
+    ) -> dict[str, Any]:
         """Gives labels and decoder inputs, as far as there are targets and prompts."""
-        data: dict[str, list[list[int]]] = {}
+        data: dict[str, list[Any]] = {}
         if bodies is not None:
             for i, (row, body) in enumerate(zip(rows, bodies, strict=True)):
                 before = len(prompts[i]) - 1 if prompts else 0
-                ends = row is None or row.ends
+                ends = row.task is None or row.task.ends
                 label = [-100] * before + body + ([self.tokenizer.eos_token_id] if ends else [])
                 limit = self.tokenizer.model_max_length + 1  # decoders have positions for 1,024 codes and a start
                 if len(label) > limit:
@@ -696,6 +607,8 @@ class OFAProcessor(ProcessorMixin):
             for name, lists in data.items():
                 longest = max(map(len, lists))
                 data[name] = [ids + [fill[name]] * (longest - len(ids)) for ids in lists]
+        if prompts is not None and bodies is not None:
+            data["decoder_prompt_lengths"] = [len(prompt) for prompt in prompts]
         return data
 
     # Constraints and search
@@ -715,16 +628,16 @@ class OFAProcessor(ProcessorMixin):
                 options.pop(name, None)
         return options
 
-    def _mixed_options(self, rows: list[Task], constraints: Mapping[str, Constraint | None]) -> dict[str, Any]:
+    def _mixed_options(self, rows: Sequence[Task], constraints: Sequence[Constraint | None]) -> dict[str, Any]:
         """Gives the options of a batch of several tasks."""
         searches = [self._search_options(row) for row in rows]
         if len({options["do_sample"] for options in searches}) > 1:
-            names = ", ".join(sorted(constraints))
+            names = ", ".join(sorted({row.name for row in rows}))
             raise ValueError(f"Tasks that sample and tasks that search cannot share a batch: {names}.")
         entries = []
-        for row, options in zip(rows, searches, strict=True):
+        for constraint, options in zip(constraints, searches, strict=True):
             own = {name: options[name] for name in _OF_ROWS if name in options}
-            entries.append(RowOptions(constraint=constraints[row.name], **own))
+            entries.append(RowOptions(constraint=constraint, **own))
         shared = {name: value for options in searches for name, value in options.items() if name not in _OF_ROWS}
         shared.pop("forced_eos_token_id", None)  # each row's own `max_new_tokens` forces it
         shared["num_beams"] = max(options.get("num_beams", 1) for options in searches)
@@ -740,20 +653,21 @@ def _check_prompt(decoder_prompt: str) -> str:
     return decoder_prompt
 
 
-def _is_numbers(value: Any) -> bool:
-    """Whether a value is a region, four numbers."""
-    values = value.tolist() if hasattr(value, "tolist") else value
-    return (
-        isinstance(values, list | tuple) and len(values) == 4 and all(isinstance(one, int | float) for one in values)
-    )
-
-
 def _picture_size(picture: Any) -> tuple[int, int]:
     """Gives height and width of a picture or an array that [`OFAImageProcessor`] takes."""
     if isinstance(picture, PIL.Image.Image):
         return picture.height, picture.width
     shape = tuple(picture.shape)
     return (shape[1], shape[2]) if shape[0] <= 4 else (shape[0], shape[1])
+
+
+def _height_and_width(image_size: Any) -> tuple[float, float]:
+    """Gives the size of a picture, in any container, as plain numbers."""
+    sides = as_list(image_size)
+    sides = [as_list(side) for side in sides] if isinstance(sides, list) else []
+    if len(sides) != 2 or not all(isinstance(side, int | float) and side > 0 for side in sides):
+        raise ValueError(f"image_sizes holds (height, width) of each picture in pixels, not {image_size!r}.")
+    return sides[0], sides[1]
 
 
 __all__ = ["TASKS", "OFAProcessor", "Task"]

@@ -5,9 +5,14 @@ import string
 import unicodedata
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 
+Answer = Literal["text", "label", "box", "boxes", "codes"]
+DecoderPrompt = Literal["none", "src", "prev_output"]
+ImageLayout = Literal["page", "document", "frame"]
+
+_PLACE = re.compile(r"\{\w*\}")
 _DELETE_PUNCTUATION = str.maketrans("", "", string.punctuation)
 _CHINESE = re.compile(r"[\u3400-\u9fff]")
 
@@ -119,6 +124,9 @@ class Task:
             How `generate` decodes at evaluation. By default five beams, thirty tokens at most, ranked by their plain
             probability, which is fairseq's `--unnormalized`.
         metric (`str`): Name of the metric, a key of `modeling_ofa.evaluation.METRICS`.
+
+    Raises:
+        `ValueError`: if a field is none of its words, or an instruction names something else than the texts.
     """
 
     name: str
@@ -134,7 +142,7 @@ class Task:
     question_mark: bool = False
     max_words: int | None = None
     max_tokens: int | None = None
-    answer: Literal["text", "label", "box", "boxes", "codes"] = "text"
+    answer: Answer = "text"
     answers: tuple[str, ...] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     target: str = " {}"
@@ -142,14 +150,31 @@ class Task:
     max_target_words: int | None = None
     max_target_tokens: int | None = None
     ends: bool = True
-    decoder_prompt: Literal["none", "src", "prev_output"] = "none"
+    decoder_prompt: DecoderPrompt = "none"
     image_size: int | Literal["max"] | None = None
     image_mean: tuple[float, ...] | None = None
     image_std: tuple[float, ...] | None = None
-    image_layout: Literal["page", "document", "frame"] | None = None
+    image_layout: ImageLayout | None = None
     constrained: bool = True
     generation: Mapping[str, Any] = field(default_factory=lambda: dict(_ANSWER))
     metric: str = "label_accuracy"
+
+    def __post_init__(self):
+        named = f"of task {self.name!r}"
+        for name, words in (("answer", Answer), ("decoder_prompt", DecoderPrompt), ("image_layout", ImageLayout)):
+            value = getattr(self, name)
+            if value is not None and value not in get_args(words):
+                raise ValueError(f"The {name} {named} is one of {', '.join(get_args(words))}, not {value!r}.")
+        for instruction in (self.instruction, self.instruction_zh or "", self.pair_instruction or ""):
+            places = _PLACE.findall(instruction)
+            if unknown := set(places) - {"{text}", "{text_pair}", "{region}"}:
+                raise ValueError(f"Instructions {named} take {{text}}, {{text_pair}} and {{region}}, not {unknown}.")
+            if "{region}" in places and not instruction.endswith("{region}"):
+                raise ValueError(f"The {{region}} in an instruction {named} must come last.")
+        if isinstance(self.answers, str):
+            raise ValueError(f"The answers {named} are a list of texts, not the text {self.answers!r}.")
+        if self.answers and (strangers := set(self.labels.values()) - set(self.answers)):
+            raise ValueError(f"The labels {named} stand for answers, but {strangers} are none.")
 
     @property
     def takes_text(self) -> bool:

@@ -53,6 +53,21 @@ class OFAFrozenBatchNorm2d(nn.Module):
         )
 
 
+class OFABatchNorm2d(nn.BatchNorm2d):
+    """
+    Batch normalization that is frozen together with its weight: where `weight.requires_grad` is off, it uses and keeps
+    its running statistics in training too. What trains some weights only, such as LoRA, would else change the
+    statistics of a model that it means to leave alone, and save nothing of that.
+    """
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        if self.weight.requires_grad:
+            return super().forward(hidden_states)
+        return nn.functional.batch_norm(
+            hidden_states, self.running_mean, self.running_var, self.weight, self.bias, training=False, eps=self.eps
+        )
+
+
 class OFAResNetBottleneck(nn.Module):
     """Bottleneck block V1.5: the stride is in the 3×3 convolution."""
 
@@ -62,7 +77,7 @@ class OFAResNetBottleneck(nn.Module):
         self, config: OFAConfig, in_channels: int, channels: int, stride: int = 1, drop_path_rate: float = 0.0
     ):
         super().__init__()
-        norm = OFAFrozenBatchNorm2d if config.freeze_resnet else nn.BatchNorm2d
+        norm = OFAFrozenBatchNorm2d if config.freeze_resnet else OFABatchNorm2d
         out_channels = channels * self.expansion
         self.conv1 = nn.Conv2d(in_channels, channels, kernel_size=1, bias=False)
         self.bn1 = norm(channels)
@@ -94,7 +109,7 @@ class OFAResNet(nn.Module):
 
     def __init__(self, config: OFAConfig):
         super().__init__()
-        norm = OFAFrozenBatchNorm2d if config.freeze_resnet else nn.BatchNorm2d
+        norm = OFAFrozenBatchNorm2d if config.freeze_resnet else OFABatchNorm2d
         stem = config.resnet_embedding_size
         self.conv1 = nn.Conv2d(3, stem, kernel_size=7, stride=2, padding=3, bias=False)
         self.bn1 = norm(stem)
@@ -195,4 +210,11 @@ def build_image_backbone(config: OFAConfig) -> OFAResNet | OFAVisionTransformer:
     return OFAVisionTransformer(config) if config.resnet_type == VIT else OFAResNet(config)
 
 
-__all__ = ["OFADropPath", "OFAFrozenBatchNorm2d", "OFAResNet", "OFAVisionTransformer", "build_image_backbone"]
+__all__ = [
+    "OFABatchNorm2d",
+    "OFADropPath",
+    "OFAFrozenBatchNorm2d",
+    "OFAResNet",
+    "OFAVisionTransformer",
+    "build_image_backbone",
+]

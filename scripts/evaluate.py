@@ -42,7 +42,7 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     data.add_argument("--data", required=True, nargs="+", help="file, folder or Hub id; TSV files may be several")
     data.add_argument("--format", default="tsv", choices=["parquet", *FORMATS], help="how to read it (default: tsv)")
     data.add_argument("--split", help="the split, where the data holds several")
-    data.add_argument("--limit", type=int, help="evaluate no more than the first so many Examples")
+    data.add_argument("--limit", type=parse_count, help="evaluate no more than the first so many Examples")
     data.add_argument("--on-bad-row", choices=["raise", "skip"], default="raise", help="stop at bad rows, or warn")
     for name, text in OPTIONS.items():
         data.add_argument(f"--{name}", help=text, type=parse_columns if name == "columns" else str)
@@ -54,12 +54,32 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     how.add_argument("--decoder-prompt", choices=DECODER_PROMPTS, help="in place of the checkpoint's own")
     how.add_argument("--with-scores", action="store_true", help="score what is generated too (takes memory)")
     how.add_argument("--metric", help="in place of the task's own")
-    how.add_argument("--metric-options", type=json.loads, metavar="JSON", help='such as {"tokenizer": "none"}')
-    how.add_argument("--batch-size", type=int, default=16, help="Examples of a process at a time (default: 16)")
+    how.add_argument("--metric-options", type=parse_options, metavar="JSON", help='such as {"tokenizer": "none"}')
+    how.add_argument(
+        "--batch-size", type=parse_count, default=16, help="Examples of a process at a time (default: 16)"
+    )
     how.add_argument("--dtype", choices=DTYPES, default="auto", help="auto: float32 on CPUs, else the checkpoint's")
     how.add_argument("--seed", type=int, default=0, help="for tasks that sample (default: 0)")
     how.add_argument("--pictures", type=int, default=0, metavar="N", help="draw the answers to the first N Examples")
     return parser.parse_args(arguments)
+
+
+def parse_count(text: str) -> int:
+    """Reads a whole number from 1 on."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number from 1 on")
+    return int(text)
+
+
+def parse_options(text: str) -> dict[str, Any]:
+    """Reads a JSON object."""
+    try:
+        options = json.loads(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text} is not JSON: {error}") from error
+    if not isinstance(options, dict):
+        raise argparse.ArgumentTypeError(f'{text} is no object, such as {{"tokenizer": "none"}}')
+    return options
 
 
 def load_data(args: argparse.Namespace, processor: OFAProcessor) -> datasets.Dataset:
@@ -152,6 +172,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (CommandError, ValueError, TypeError, OSError, ImportError) as error:
         print(f"evaluate.py: error: {first_line(error)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("evaluate.py: interrupted; the same command goes on after the last batch", file=sys.stderr)
+        return 130
     if metrics is not None:
         tell(metrics, args.output)
     return 0

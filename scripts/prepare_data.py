@@ -15,6 +15,7 @@ import itertools
 import json
 import logging
 import os
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -24,11 +25,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from tqdm import tqdm
 
+from modeling_ofa.data.lines import write_whole
 from modeling_ofa.data.readers import EXAMPLE_FEATURES, FORMATS, Checker, Source, find_source
 
 
 BATCH = 100  # rows that are in memory at a time, and in one row group
-UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9}
+UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "B": 1, "": 1}
 # An option of the command line for each that some reader has.
 OPTIONS = {
     "images": "folder of the pictures",
@@ -50,10 +52,21 @@ FLAGS = {
 
 def parse_size(text: str) -> int:
     """Reads a number of bytes such as `500MB`."""
-    for unit, factor in UNITS.items():
-        if text.upper().endswith(unit):
-            return int(float(text[: -len(unit)]) * factor)
-    return int(text)
+    unit = next(unit for unit in UNITS if text.upper().endswith(unit))
+    try:
+        size = int(float(text[: len(text) - len(unit)]) * UNITS[unit])
+    except (OverflowError, ValueError) as error:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of bytes, such as 500MB") from error
+    if size < 1:
+        raise argparse.ArgumentTypeError(f"a shard of {text} holds nothing")
+    return size
+
+
+def parse_split(text: str) -> str:
+    """Reads the name of a split, which becomes a part of files' names, by which `datasets` finds it."""
+    if re.fullmatch(r"\w+(\.\w+)*", text) is None:
+        raise argparse.ArgumentTypeError(f"{text!r} is no name of a split: letters, digits and underscores make one")
+    return text
 
 
 def parse_columns(text: str) -> str | dict[str, Any]:
@@ -64,13 +77,6 @@ def parse_columns(text: str) -> str | dict[str, Any]:
     return {
         name: value.split("+") if "+" in value else int(value) if value.isdigit() else value for name, value in pairs
     }
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
 
 
 class Preparation:
@@ -141,7 +147,7 @@ class Preparation:
                 more = size >= shard_size
                 self._keep(part, written, checker)
         if not self.state["shards"]:
-            raise ValueError("There is no row to write.")
+            raise ValueError(f"{', '.join(self.state['source'])} has no row of split {self.split!r} that can be used.")
         self._finish()
 
     def _keep(self, part: Path, written: int, checker: Checker) -> None:
@@ -152,7 +158,8 @@ class Preparation:
             os.replace(part, self._shard(len(self.state["shards"])))
             self.state["shards"].append(written)
         self.state["rows"], self.state["bad_rows"] = checker.rows, checker.bad
-        self._save()
+        if self.state["shards"]:
+            self._save()
 
     def _finish(self) -> None:
         """Gives the shards the names by which `load_dataset` finds them."""
@@ -179,7 +186,9 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("source", nargs="+", metavar="SOURCE", help="the file or folder; TSV files may be several")
     parser.add_argument("out", type=Path, metavar="OUT", help="folder to write to")
     parser.add_argument("--task", help="the task, where the format is for several")
-    parser.add_argument("--split", default="train", help="the split to read, and to write (default: train)")
+    parser.add_argument(
+        "--split", type=parse_split, default="train", help="the split to read, and to write (default: train)"
+    )
     parser.add_argument("--shard-size", type=parse_size, default="500MB", help="bytes of a shard (default: 500MB)")
     parser.add_argument("--on-bad-row", choices=["raise", "skip"], default="raise", help="stop at bad rows, or warn")
     for name, text in OPTIONS.items():
@@ -205,6 +214,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on with the shard that was being written", file=sys.stderr)
+        return 130
     state = preparation.state
     print(f"{args.out}: {sum(state['shards'])} rows in {len(state['shards'])} shards, {state['bad_rows']} bad rows")
     return 0

@@ -207,6 +207,8 @@ def test_texts_are_encoded_with_a_space_in_front():
     assert ids[0] != tokenizer("red", add_special_tokens=False).input_ids
     scores = model.score_candidates(INPUTS, texts, tokenizer=tokenizer)
     assert torch.equal(scores, model.score_candidates(INPUTS, ids))
+    with pytest.raises(ValueError, match="Candidate 1 is blank"):
+        model.score_candidates(INPUTS, ["red", " "], tokenizer=tokenizer)
 
 
 def test_what_the_encoder_gave_earlier_is_used(model: OFAForConditionalGeneration):

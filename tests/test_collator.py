@@ -1,5 +1,6 @@
 """The collator: raw rows and Examples of any tasks to batches that the model and `Trainer` take."""
 
+import pickle
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from transformers import Trainer, TrainingArguments
 import modeling_ofa
 from modeling_ofa import DataCollatorForOFA, OFAForConditionalGeneration, OFAProcessor
 from modeling_ofa.data.collator import target_of
-from modeling_ofa.tasks import get_task
+from modeling_ofa.tasks import TASKS, get_task
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +49,7 @@ def test_a_mixed_batch_holds_what_each_row_gives_alone(processor, picture):
         alone = DataCollatorForOFA(processor)([row])
         for name, value in alone.items():
             found = together[name][i : i + 1]
-            if name in ("input_ids", "attention_mask", "labels"):
+            if name in ("input_ids", "attention_mask", "labels", "decoder_input_ids"):
                 found = found[:, : value.shape[1]]
             assert torch.equal(found, value), name
         assert together["attention_mask"][i].sum() == alone["input_ids"].shape[1]
@@ -83,6 +84,13 @@ def test_pictures_that_datasets_left_undecoded_are_read(processor, picture, tmp_
     for row in (undecoded[0], {**undecoded[0], "image": path}):
         assert isinstance(row["image"], dict)
         assert torch.equal(DataCollatorForOFA(processor)([row])["pixel_values"], decoded["pixel_values"])
+
+
+def test_workers_that_are_spawned_get_the_collator(processor, picture):
+    rows = [row for row in mixed_rows(picture) if row["task"] != "mnli"]
+    copied = pickle.loads(pickle.dumps(DataCollatorForOFA(processor, task=TASKS["caption"], size=64)))
+    batch = DataCollatorForOFA(processor, size=64)(rows)
+    assert all(torch.equal(copied(rows)[name], value) for name, value in batch.items())
 
 
 def test_rows_without_a_task_are_of_the_collators_own(processor, picture):

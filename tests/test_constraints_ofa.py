@@ -235,8 +235,6 @@ def test_options_out_of_range_are_refused():
         RowOptions(min_new_tokens=4, max_new_tokens=4)
     with pytest.raises(ValueError, match="can't be negative"):
         RowOptions(no_repeat_ngram_size=-1)
-    with pytest.raises(ValueError, match="prompt of row 1 holds the end .2."):
-        RowLogitsProcessor([RowOptions(), RowOptions(prompt=[5, 2])])
     with pytest.raises(ValueError, match="no rows"):
         RowLogitsProcessor([])
     with pytest.raises(TypeError, match="Row 0 is a TokenRange, not `RowOptions`"):
@@ -360,6 +358,51 @@ def test_decoder_prompts_of_different_lengths_are_padded_on_the_right(
         torch.testing.assert_close(out.sequences_scores[rows], alone.sequences_scores, **TOLERANCE)
     with pytest.raises(ValueError, match="padded on the right"):
         model.generate(**inputs, decoder_input_ids=ids, decoder_attention_mask=ids.ne(1).long().flip(1), **search)
+
+
+@pytest.mark.parametrize(
+    "search",
+    [
+        {},
+        {"num_beams": 4, "num_return_sequences": 2, "early_stopping": True},
+        {"num_beams": 3, "length_penalty": 0.7},
+        {"do_sample": True, "top_k": 1, "num_return_sequences": 2},
+    ],
+    ids=["greedy", "beams", "patient beams", "samples"],
+)
+@pytest.mark.parametrize("constrained", [False, True])
+def test_an_end_in_a_prompt_ends_no_answer(
+    model: OFAForConditionalGeneration, constrained: bool, search: dict[str, Any]
+):
+    prompts = [[0, 11, 2, 13, 2], [0, 17, 2], [0, 18, 2, 2]]
+    ids = torch.tensor([prompt + [1] * (5 - len(prompt)) for prompt in prompts])
+    search = {**search, **SCORES, "min_new_tokens": 2, "max_new_tokens": 6, "forced_eos_token_id": 2}
+    if constrained:
+        search["logits_processor"] = [RowLogitsProcessor(RowOptions(TrieConstraint(AnswerTrie(ANSWERS))))]
+    out = model.generate(**INPUTS, decoder_input_ids=ids, decoder_attention_mask=ids.ne(1).long(), **search)
+    copies = search.get("num_return_sequences", 1)
+    for i, prompt in enumerate(prompts):
+        alone = model.generate(**one_row(i), decoder_input_ids=torch.tensor([prompt]), **search)
+        rows = slice(copies * i, copies * (i + 1))
+        assert [answer(row) for row in out.sequences[rows]] == [answer(row) for row in alone.sequences]
+        assert all(len(answer(row)) > len(prompt) for row in alone.sequences)
+        if "num_beams" in search:
+            torch.testing.assert_close(out.sequences_scores[rows], alone.sequences_scores, **TOLERANCE)
+
+
+def test_the_models_own_least_length_spares_ends_in_prompts(model: OFAForConditionalGeneration):
+    prompts = [[0, 11, 2], [0]]
+    ids, mask = torch.tensor([[0, 11, 2], [0, 1, 1]]), torch.tensor([[1, 1, 1], [1, 0, 0]])
+    inputs = {name: value[:2] for name, value in INPUTS.items()}
+    options = {"max_new_tokens": 6, "forced_eos_token_id": 2, **ENDS}
+    model.generation_config.min_new_tokens = 4
+    try:
+        out = model.generate(**inputs, decoder_input_ids=ids, decoder_attention_mask=mask, **options)
+        for i, prompt in enumerate(prompts):
+            alone = model.generate(**one_row(i), decoder_input_ids=torch.tensor([prompt]), **options)
+            assert answer(out[i]) == answer(alone[0])
+    finally:
+        model.generation_config.min_new_tokens = None
 
 
 def test_a_scored_prompt_counts_in_score_and_length(model: OFAForConditionalGeneration):

@@ -548,12 +548,15 @@ def test_a_truncated_checkpoint_is_told_apart(kept, zipped, tmp_path, mini_state
     assert left_in(tmp_path) == ["broken.pt", "whole.pt"]
 
 
-@pytest.mark.parametrize("content", [b"<html>404</html>", b"\x00" * 100, bytes(range(256)), b"PK\x03\x04 and no zip"])
+@pytest.mark.parametrize(
+    "content", [b"<html>404</html>", b"\x00" * 100, bytes(range(256)), b"PK\x03\x04 and no zip", b"hello", b""]
+)
 def test_a_file_that_is_no_checkpoint_is_told_apart(content, tmp_path):
     path = tmp_path / "page.pt"
     path.write_bytes(content)
-    with pytest.raises(ValueError, match=r"page\.pt .* is not a readable torch checkpoint"):
+    with pytest.raises(ValueError, match=r"page\.pt .* is not a readable torch checkpoint") as caught:
         fairseq.convert(path, tmp_path / "out")
+    assert content[:2] == b"PK" or "its pickle breaks off or is none" in str(caught.value)
 
 
 @pytest.mark.parametrize(

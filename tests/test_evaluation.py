@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate import Accelerator
+from datasets import Dataset
 from PIL import Image
 from tiny import tiny_model
 from tokenizers import Tokenizer, pre_tokenizers, trainers
@@ -363,9 +364,9 @@ def test_a_picture_that_cannot_be_read_stops_or_is_counted(load, quickly, tmp_pa
     ]
     with pytest.raises(ValueError, match="Example 1: .*truncated"):
         quickly(load(), rows, tmp_path / "stops", batch_size=2)
-    found = quickly(load(), rows, tmp_path / "goes_on", batch_size=2, on_bad_row="skip")["image_text_matching"]
+    found = quickly(load(), rows, tmp_path / "stops", batch_size=2, on_bad_row="skip")["image_text_matching"]
     assert (found["examples"], found["scored"], found["unreadable"]) == (3, 2, 1)
-    predictions = read(tmp_path / "goes_on" / "predictions.json")
+    predictions = read(tmp_path / "stops" / "predictions.json")
     assert ["error" in row for row in predictions] == [False, True, False]
 
 
@@ -382,6 +383,8 @@ def test_a_target_that_cannot_be_chosen_is_told_before_anything_is_answered(load
         ({}, [], "no Examples"),
         ({"batch_size": 0}, rows_of("cola", 1, text="x"), "batch_size is at least 1"),
         ({"metric": "bleurt"}, rows_of("cola", 1, text="x"), "Unknown metric 'bleurt'"),
+        ({"metric": "grounding_accuracy"}, rows_of("cola", 1, text="x"), "compares box, but task 'cola' answers wi"),
+        ({"metric_options": {"spaces": True}}, rows_of("cola", 1, text="x"), "'glue_cola' cannot take the options"),
         ({}, [{"id": "0", "text": "x"}], "names no task"),
         ({}, rows_of("image_classification", 1, image=pictures()[0]), "closed list"),
     ],
@@ -416,6 +419,10 @@ def test_pictures_of_answers_are_drawn(load, quickly, tmp_path):
     [
         ("vqa", {"references": ["dog", "cat"], "answer_scores": [0.6, 1.0]}, {"text": "dog"}, ("vqa_soft_score", 0.6)),
         ("vqa", {"references": ["dog"] * 2 + ["cat"] * 8}, {"text": "the dog"}, ("vqa_accuracy", 0.6)),
+        # of the one person who answered, the official accuracy would leave nobody
+        ("vqa", {"references": ["dog"], "target": "dog"}, {"text": "dog"}, ("label_accuracy", 1.0)),
+        ("vqa", {"target": "dog"}, {"text": "dog"}, ("label_accuracy", 1.0)),
+        ("caption", {"target": "a dog on a beach"}, {"text": "a dog on a beach."}, ("coco_caption", 0.0)),
         ("visual_grounding", {"boxes": [[0, 0, 10, 10]]}, {"boxes": [[0, 0, 10, 9]]}, ("grounding_accuracy", 1.0)),
         ("visual_grounding", {"boxes": [[0, 0, 10, 10]]}, {"boxes": []}, ("grounding_accuracy", 0.0)),
         ("visual_entailment", {"target": "neutral"}, {"label": "maybe"}, ("label_accuracy", 1.0)),
@@ -433,6 +440,13 @@ def test_scores_are_those_of_the_metric_that_fits_the_data(task, row, answer, he
     found = score(TASKS[task], [row, {}], [answer, answer])
     assert (found["metric"], found["scores"][found["headline"]]) == (headline[0], pytest.approx(headline[1]))
     assert (found["examples"], found["scored"]) == (2, 1)
+
+
+def test_boxes_in_pictures_without_objects_are_wrong():
+    box = {"boxes": [[0, 0, 10, 10]], "labels": ["dog"]}
+    rows = [{"boxes": [], "labels": []}, box]
+    found = score(TASKS["object_detection"], rows, [{**box, "scores": [0.9]}, {**box, "scores": [0.8]}])
+    assert found["scored"] == 2 and found["scores"]["map"] == pytest.approx(0.5)
 
 
 def test_metrics_take_options():
@@ -565,6 +579,7 @@ def test_lists_of_answers_are_read_in_every_form(name, content, tmp_path):
         ("a.pkl", b"\x80\x04\x95.", "is a pickle"),
         ("a.json", b"[1, 2]", "no list of answers"),
         ("a.json", b"{dog", "no list of answers"),
+        ("a.json", b'{"dog": 0, "cat": "1"}', "no list of answers"),
         ("a.txt", b"\xff\xfe", "no list of answers"),
         ("a.txt", b"\n \n", "holds no answer"),
     ],
@@ -586,6 +601,7 @@ def test_other_files_are_no_lists_of_answers(name, content, named, tmp_path):
         ("--task image_classification --data {data} --answers {folder}/none.txt", "none.txt"),
         ("--task image_classification --data {data} --model {folder}", "no config.json"),
         ("--task cola --data {data} --images x", "No such file or folder"),
+        ("--format coco_detection --data {folder}/none.json --images {folder}", "No such file or folder"),
     ],
 )
 def test_bad_input_is_told_in_a_line_before_a_model_is_loaded(words, named, tmp_path, capsys, monkeypatch):
@@ -596,6 +612,46 @@ def test_bad_input_is_told_in_a_line_before_a_model_is_loaded(words, named, tmp_
     assert run(*words.format(data=data, folder=tmp_path).split()) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("evaluate.py: error: ") and named in last
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "named"),
+    [
+        ("--limit", "0", "0 is no whole number from 1 on"),
+        ("--batch-size", "-1", "-1 is no whole number from 1 on"),
+        ("--metric-options", "{no", "{no is not JSON"),
+        ("--metric-options", "[1]", "[1] is no object"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(option, value, named, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        run("--task", "cola", "--data", "x", f"{option}={value}")
+    assert stopped.value.code == 2 and named in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_output_is_refused(load, quickly, tmp_path):
+    (tmp_path / "out").write_text("mine")
+    with pytest.raises(ValueError, match="out is a file; the output is a folder"):
+        quickly(load(), rows_of("cola", 1, text="x"), tmp_path / "out")
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_interrupted_evaluation_says_how_it_goes_on(monkeypatch, capsys):
+    def interrupt(args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(script, "run", interrupt)
+    assert run("--task", "cola", "--data", "x") == 130
+    assert capsys.readouterr().err.startswith("evaluate.py: interrupted; the same command goes on")
+
+
+def test_rows_with_numbers_for_ids_or_without_any_are_evaluated(load, quickly, tmp_path):
+    rows = [{"id": 5, "task": "vqa", "text": "a dog?", "image": pictures()[0]}] * 2
+    quickly(load(answers=["dog", "cat"]), rows, tmp_path / "numbers")
+    assert [row["question_id"] for row in read(tmp_path / "numbers" / "submission_vqa.json")] == [5, 5]
+    data = Dataset.from_list([{"task": "cola", "text": "a dog", "target": "yes"}] * 2)
+    quickly(load(), data, tmp_path / "none")
+    assert [row["id"] for row in read(tmp_path / "none" / "predictions.json")] == ["0", "1"]
 
 
 def test_a_limit_and_a_default_folder(checkpoint, tmp_path, monkeypatch):

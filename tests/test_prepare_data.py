@@ -198,3 +198,53 @@ def test_mistakes_are_told_in_a_line(tmp_path, prepare):
         run = prepare(*arguments)
         assert run.returncode == 1 and message in run.err and "Traceback" not in run.err
     assert not (tmp_path / "out" / "manifest.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("--shard-size", "0", "a shard of 0 holds nothing"),
+        ("--shard-size", "5xB", "'5xB' is no number of bytes, such as 500MB"),
+        ("--shard-size", "-5MB", "a shard of -5MB holds nothing"),
+        ("--split", "../test", "'../test' is no name of a split"),
+        ("--split", "dev-matched", "'dev-matched' is no name of a split"),  # `datasets` would not find its shards
+    ],
+)
+def test_sizes_and_splits_that_cannot_be_written_are_refused(tmp_path, prepare, capsys, option, value, message):
+    source = write_captions(tmp_path / "a.tsv", 3)
+    with pytest.raises(SystemExit) as stopped:
+        prepare("tsv", source, tmp_path / "out", "--task", "caption", f"{option}={value}")
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_sizes_are_read_with_and_without_a_unit(tmp_path, prepare):
+    source = write_captions(tmp_path / "a.tsv", 250)
+    for number, size in enumerate(("1000000", "1MB", "0.001 GB", "1000kb", "1000000B")):
+        out = tmp_path / str(number)
+        assert prepare("tsv", source, out, "--task", "caption", "--shard-size", size).returncode == 0
+        assert manifest(out)["shards"] == [200, 50]
+
+
+def test_data_without_a_usable_row_leaves_nothing_behind_that_a_later_run_minds(tmp_path, prepare):
+    source, out = write_captions(tmp_path / "a.tsv", 3, bad=(0, 1, 2)), tmp_path / "out"
+    arguments = ["tsv", source, out, "--task", "caption", "--on-bad-row", "skip"]
+    run = prepare(*arguments)
+    assert run.returncode == 1 and "a.tsv has no row of split 'train' that can be used" in run.err
+    write_captions(source, 3)
+    assert prepare(*arguments).returncode == 0 and manifest(out)["shards"] == [3]
+
+
+def test_an_interrupted_run_says_how_it_goes_on(tmp_path, prepare, monkeypatch):
+    source, out = write_captions(tmp_path / "a.tsv", 450), tmp_path / "out"
+    arguments = ["tsv", source, out, "--task", "caption", "--shard-size", "1MB"]
+
+    def interrupt(*_, **__):  # when the second shard is to be noted down beside the first
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "read_text", interrupt)
+        run = prepare(*arguments)
+    assert run.returncode == 130 and "interrupted; the same command goes on" in run.err
+    assert "Traceback" not in run.err and manifest(out)["shards"] == [200]
+    assert prepare(*arguments).returncode == 0 and manifest(out)["shards"] == [200, 200, 50]

@@ -7,12 +7,16 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+from datasets import Dataset
+from datasets import Image as ImageFeature
 from PIL import Image
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import AutoProcessor, pipeline
+from transformers.generation import GenerateEncoderDecoderOutput
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
 from modeling_ofa import (
@@ -260,6 +264,61 @@ def test_targets_may_be_boxes_for_each_row_in_any_container(small, image):
     assert small(task="visual_grounding", images=array, text="a", target=box)["labels"] == [[*bins, 2]]
 
 
+def test_columns_of_data_sets_and_frames_are_lists(small, image):
+    rows = {"image": [image] * 2, "text": ["a dog", "a cup"], "box": [[0, 0, 9, 9], [1, 2, 30, 15]]}
+    expected = small(
+        task="visual_grounding", images=rows["image"], text=rows["text"], target=rows["box"], return_tensors="pt"
+    )
+    dataset, frame = Dataset.from_dict(rows).cast_column("image", ImageFeature()), pd.DataFrame(rows)
+    for columns in (dataset, frame):
+        found = small(
+            task="visual_grounding",
+            images=columns["image"],
+            text=columns["text"],
+            target=columns["box"],
+            return_tensors="pt",
+        )
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    first = dataset.select([0])
+    alone = small(task="visual_grounding", images=first["image"], text=first["text"], target=first["box"])
+    assert alone["labels"] == expected["labels"][:1].tolist()
+
+
+@pytest.mark.parametrize(
+    "box",
+    [
+        [torch.tensor([1, 2, 30, 15])],
+        [torch.tensor(1.0), torch.tensor(2.0), torch.tensor(30.0), torch.tensor(15.0)],
+        np.array([1, 2, 30, 15], dtype=np.float32),
+        "1, 2,30,15",
+    ],
+)
+def test_a_target_box_may_be_tensors_or_the_text_of_official_data(small, image, box):
+    asked = {"task": "visual_grounding", "images": image, "text": "a dog"}
+    assert small(**asked, target=box)["labels"] == small(**asked, target=[1, 2, 30, 15])["labels"]
+
+
+def test_labelled_boxes_may_be_tensors(small, image):
+    asked = {"task": "object_detection", "images": image}
+    expected = small(**asked, target=[{"box": [1, 2, 30, 15], "label": "dog"}])["labels"]
+    for boxes in (torch.tensor([[1, 2, 30, 15]]), [torch.tensor([1, 2, 30, 15])], np.array([[1, 2, 30, 15]])):
+        assert small(**asked, target={"boxes": boxes, "labels": ["dog"]})["labels"] == expected
+
+
+def test_image_codes_are_whole_numbers(official):
+    with pytest.raises(ValueError, match=r"whole numbers, not \[1.5, 2\]"):
+        official(task="image_generation", text="a dog", target=[1.5, 2])
+
+
+@pytest.mark.parametrize("padding", [False, "do_not_pad"])
+def test_targets_and_prompts_are_padded_if_texts_are(small, padding):
+    asked = {"task": "mnli", "text": ["a", "a dog"], "text_pair": ["b", "c"], "target": ["yes", "maybe"]}
+    batch = small(**asked, prompt_type="src", padding=padding)
+    for i in range(2):
+        alone = small(**{name: one if name == "task" else one[i] for name, one in asked.items()}, prompt_type="src")
+        assert all(batch[name][i] == alone[name][0] for name in ("input_ids", "labels", "decoder_input_ids"))
+
+
 @pytest.mark.parametrize("options", [{}, {"size": 48}, {"size": {"height": 32, "width": 48}}])
 def test_a_box_survives_its_way_to_bins_and_back_at_any_size(small, image, options):
     box = [3.0, 5.0, 31.5, 19.0]
@@ -286,6 +345,36 @@ def test_texts_come_back_without_special_tokens_and_outer_spaces(official):
     assert official.post_process_image_text_to_text(ids) == ["a dog", "a"]
     assert official.batch_decode(ids, skip_special_tokens=True) == [" a dog", " a"]
     assert official.decode(ids[1], skip_special_tokens=True) == " a"
+
+
+def test_boxes_of_a_mixed_batch_come_back_by_the_size_that_its_pictures_had(small, image):
+    tasks, box = ["visual_grounding", "object_detection"], [4, 5, 30, 15]
+    labelled = {"boxes": [box], "labels": ["dog"]}
+    batch = small(task=tasks, images=[image] * 2, text=["a dog", None], target=[box, labelled], return_tensors="pt")
+    assert batch["pixel_values"].shape[-1] == 64  # as grounding wants, though detection alone has 32
+    ids = batch["labels"].masked_fill(batch["labels"] < 0, 1)
+    for inputs in (None, batch):
+        for answer in small.post_process(ids, task=tasks, image_sizes=[(20, 40)] * 2, inputs=inputs):
+            assert answer["boxes"] == [pytest.approx(box, abs=0.1)]
+
+
+def test_a_row_without_picture_has_no_say_in_the_size_of_pictures(official, image):
+    batch = official(task=["image_infilling", "mnli"], images=[image, None], text=[None, "a"], text_pair=[None, "b"])
+    assert batch["pixel_values"][0].shape == (3, 256, 256)
+
+
+@pytest.mark.parametrize("sizes", [torch.tensor([[20, 40]]), np.array([[20, 40]]), [torch.Size([20, 40])]])
+def test_boxes_are_plain_numbers_whatever_the_sizes_came_in(small, sizes):
+    ids = [[0, *small.tokenizer("<bin_0><bin_0><bin_999><bin_999>")["input_ids"][1:]]]
+    [answer] = small.post_process(ids, task="visual_grounding", image_sizes=sizes)
+    assert answer == {"boxes": [pytest.approx([0, 0, 40, 20])], "scores": [None]}
+    assert all(type(side) is float for side in answer["boxes"][0])
+
+
+def test_what_generate_returns_as_an_object_is_taken_too(small):
+    ids = torch.tensor(small.tokenizer([" a dog"])["input_ids"])
+    output = GenerateEncoderDecoderOutput(sequences=ids)
+    assert small.post_process(output, task="caption") == small.post_process(ids, task="caption") == [{"text": "a dog"}]
 
 
 def test_an_answer_that_is_no_box_has_no_boxes(small):
@@ -444,6 +533,16 @@ def test_an_unknown_task_is_refused_with_the_known_ones(small, image):
         ({"text": [3]}, "text must be"),
         ({"text": ["a", "b"], "target": ["c"]}, "1 targets for 2 rows"),
         ({"text": "a", "target": [[1, 2, 3, 4]]}, "A target is a text here"),
+        ({"text": 5}, "text must be a string or a list of strings, but here it is 5"),
+        ({"task": "vqa", "images": 1, "text": " "}, "Task 'vqa' needs text=: the question"),
+        ({"task": "mnli", "text": b"a dog", "text_pair": "a cat"}, "takes the premise as text=, not b'a dog'"),
+        ({"task": "mnli", "text": "a dog", "text_pair": ""}, "needs text_pair=: the hypothesis"),
+        ({"task": "mnli", "text": ["a", "b"], "text_pair": ["c", float("nan")]}, r"'mnli' \(row 1\) needs text_pair="),
+        ({"task": [], "images": 1}, "list of tasks is empty"),
+        ({"task": 3, "images": 1}, "Unknown task 3"),
+        ({"task": "mnli", "text": "a", "text_pair": "b", "target": 0}, "not 0. Numbers .* give their names"),
+        ({"text": ["a", "b"], "target": ["c", None]}, "Target 1: A target is a text here, not None"),
+        ({"task": "object_detection", "images": 1, "target": {"boxes": [[1, 2, 3, 4]], "labels": [7]}}, "text, not 7"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(small, image, asked, message):
@@ -508,11 +607,32 @@ def test_boxes_need_a_vocabulary_with_bins(image):
         ({}, r"give image_sizes=\[\(height, width\)"),
         ({"image_sizes": [(20, 40)] * 2}, "2 image_sizes do not match 3 rows"),
         ({"image_sizes": [(20, 40)], "scores": [1.0]}, "1 scores for 3 rows"),
+        ({"image_sizes": [(20, 40), None, (20, 40)]}, r"give image_sizes=\[\(height, width\)"),
+        ({"image_sizes": (20, 40, 3)}, r"holds \(height, width\) of each picture in pixels, not 20"),
+        ({"image_sizes": [(0, 40)]}, r"holds \(height, width\) of each picture in pixels, not \(0, 40\)"),
+        ({"image_sizes": [(20, 40)], "transition_scores": torch.zeros(2, 1)}, "2 transition_scores for 3 rows"),
+        ({"image_sizes": [(20, 40)], "transition_scores": torch.full((3, 1), 7.5)}, "some are above 0.*normalize_log"),
     ],
 )
 def test_sizes_and_scores_must_match_the_rows(small, options, message):
     with pytest.raises(ValueError, match=message):
         small.post_process([[0, 2]] * 3, task="visual_grounding", **options)
+
+
+@pytest.mark.parametrize("ids", [[0, 5, 2], ["a dog"], "a dog"])
+def test_answers_are_read_from_rows_of_ids_alone(small, ids):
+    with pytest.raises(ValueError, match="ids are rows of token ids"):
+        small.post_process(ids, task="caption")
+
+
+def test_candidates_must_match_their_scores(small):
+    with pytest.raises(ValueError, match="2 answers for the scores of 3"):
+        small.post_process_candidates(torch.zeros(1, 3), ["yes", "no"], task="vqa")
+
+
+def test_closed_lists_of_a_processor_are_by_task(small):
+    with pytest.raises(ValueError, match="closed lists by name of task, such as"):
+        OFAProcessor(small.image_processor, small.tokenizer, answers=["yes", "no"])
 
 
 def test_a_bad_picture_is_named(small, tmp_path):

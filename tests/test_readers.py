@@ -515,7 +515,7 @@ def test_questions_of_vqa_get_the_soft_scores_of_ten_people(tmp_path, photos):
         {
             "annotations": [
                 {"question_id": 2000, "answers": given(*["no"] * 10)},
-                {"question_id": 1000, "answers": given(*["cup"] * 3, *["mug"] * 4, "glass", *["bowl"] * 2)},
+                {"question_id": 1000, "answers": given(*["cup"] * 3, *["mug"] * 4, "Glass", *["bowl"] * 2)},
             ]
         },
     )
@@ -525,6 +525,7 @@ def test_questions_of_vqa_get_the_soft_scores_of_ten_people(tmp_path, photos):
     assert (first["target"], first["confidence"], second["target"]) == ("mug", 1.0, "no")
     human = load_examples("vqa_v2", questions, images=photos, annotations=annotations, human_answers=True)[0]
     assert len(human["references"]) == 10 and human["answer_scores"] is None and human["target"] == "mug"
+    assert human["references"][7] == "Glass"  # letter for letter, as VQA's server has it
     (tmp_path / "answers.txt").write_text("cup\nbowl\n")
     (kept,) = load_examples(
         "vqa_v2",
@@ -535,6 +536,13 @@ def test_questions_of_vqa_get_the_soft_scores_of_ten_people(tmp_path, photos):
         answer_list=tmp_path / "answers.txt",
     )
     assert kept["references"] == ["cup", "bowl"] and kept["confidence"] == pytest.approx(0.9)
+    official = write_json(tmp_path / "label2ans.json", {"0": "Bowl"})  # in any form in which evaluation takes lists
+    options = {"annotations": annotations, "split": "train"}
+    (kept,) = load_examples("vqa_v2", questions, images=photos, answer_list=official, **options)
+    assert kept["references"] == ["bowl"]
+    (tmp_path / "ans2label.pkl").write_bytes(pickle.dumps({"bowl": 0}))
+    with pytest.raises(ValueError, match="ans2label.pkl is a pickle, which is not read"):
+        load_examples("vqa_v2", questions, images=photos, answer_list=tmp_path / "ans2label.pkl", **options)
     unlabelled = load_examples("vqa_v2", questions, images=photos, split="test")
     assert unlabelled["target"][:] == [None, None] and unlabelled["text"][0] == "What is it?"
 
@@ -595,6 +603,39 @@ def test_coco_objects_are_read_without_crowds(tmp_path, photos):
     )
     (row,) = load_examples("coco_detection", path, images=photos / "val2014", split="train")
     assert row["boxes"] == [[1, 2, 11, 22], [5, 5, 10, 10]] and row["labels"] == ["dog", "cup"]
+    # In evaluation, what is found in a picture without objects is wrong.
+    both = load_examples("coco_detection", path, images=photos / "val2014", split="val")
+    assert both["boxes"][:] == [row["boxes"], []] and both["labels"][1] == []
+    content = json.loads(path.read_text())
+    del content["annotations"]
+    test = load_examples("coco_detection", write_json(path, content), images=photos / "val2014", split="test")
+    assert test["boxes"][:] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("format", "files", "message"),
+    [
+        ("coco_caption", {"": {"annotations": []}}, "given.json is another kind of file: it has no 'images'"),
+        ("coco_detection", {"": []}, "given.json is another kind of file: it has no 'images'"),
+        ("coco_detection", {"": {"images": [], "annotations": []}}, "it has no 'categories'"),
+        ("refcoco", {"": []}, "There is no .*instances.json, which has the boxes: give instances="),
+        ("refcoco", {"": [], "instances": {"images": []}}, "instances.json is another kind of file: it has no 'annot"),
+        ("refcoco", {"": [], "instances": {"images": [1], "annotations": []}}, "is not what format 'refcoco' reads"),
+        ("vqa_v2", {"": {"questions": []}, "annotations": {"annotations": [{}]}}, "not what format 'vqa_v2' reads"),
+    ],
+)
+def test_files_of_another_kind_are_named(tmp_path, photos, format, files, message):
+    paths = {name: write_json(tmp_path / f"{name or 'given'}.json", content) for name, content in files.items()}
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load_examples(format, paths.pop(""), images=photos, **paths)
+
+
+def test_names_of_classes_are_checked(tmp_path):
+    (tmp_path / "classes" / "n1").mkdir(parents=True)
+    for content in ({"0": ["n1"]}, {"n1": 7}):
+        with pytest.raises(ValueError, match="names.json does not name classes"):
+            names = write_json(tmp_path / "names.json", content)
+            load_examples("imagenet", tmp_path / "classes", class_names=names)
 
 
 def test_entailment_is_read_as_published(tmp_path):
@@ -709,6 +750,27 @@ def test_a_csv_of_images_questions_and_answers_is_read_with_a_mapping(album):
         load_examples("folder", album / "qa.csv", task="vqa", columns={"target": "answers"})
     with pytest.raises(ValueError, match="columns of an Example are"):
         load_examples("folder", album / "qa.csv", task="vqa", columns={"answer": "answer"})
+    (album / "qa.csv").write_text("img,question\n")
+    with pytest.raises(ValueError, match="qa.csv has no row"):  # but the columns of its header
+        load_examples("folder", album / "qa.csv", task="vqa", columns={"image": "img", "text": "question"})
+    (album / "qa.csv").write_text("")
+    with pytest.raises(ValueError, match="qa.csv has no columns: it is empty"):
+        load_examples("folder", album / "qa.csv", task="vqa", columns={"image": "img", "text": "question"})
+
+
+@pytest.mark.parametrize("content", [b'"img,question\n', b"img,\xff\n"])
+def test_a_csv_file_with_a_broken_header_is_named(album, content):
+    (album / "qa.csv").write_bytes(content)
+    with pytest.raises(ValueError, match="qa.csv:1 is not CSV in UTF-8"):
+        load_examples("folder", album / "qa.csv", task="vqa", columns={"image": "img"})
+
+
+@pytest.mark.parametrize(("format", "columns"), [("folder", None), ("tsv", {"image": "img"})])
+def test_a_first_line_that_is_no_header_is_shown_in_part(tmp_path, format, columns):
+    (tmp_path / "rows.tsv").write_bytes(b"7\t" + base64.b64encode(bytes(5000)) + b"\ta cup\n")
+    with pytest.raises(ValueError, match="'7', 'AAAA.*…', 'a cup'") as caught:
+        load_examples(format, tmp_path / "rows.tsv", task="caption", columns=columns)
+    assert len(str(caught.value)) < 500
 
 
 def test_metadata_of_a_folder_may_hold_any_column_of_an_example(album):
@@ -722,6 +784,7 @@ def test_metadata_of_a_folder_may_hold_any_column_of_an_example(album):
             "labels": ["x", "y"],
         },
         {"file_name": "b.png", "task": "object_detection", "boxes": "1,2,9,9&&3,3,9,9", "labels": "x&&y"},
+        {"file_name": "b.png", "task": "object_detection", "boxes": [], "labels": []},
         {"file_name": "b.png", "task": "caption", "references": ["a", "b"], "confidence": 0.5, "id": "z"},
         {"file_name": "b.png", "task": "visual_entailment", "text": "it is red", "target": "entailment"},
         {"task": "image_generation", "text": "a cup", "codes": [1, 2]},
@@ -730,8 +793,11 @@ def test_metadata_of_a_folder_may_hold_any_column_of_an_example(album):
     data = load_examples("folder", album)
     assert data["boxes"][:4] == [[[1, 2, 30, 30]]] * 2 + [[[1, 2, 9, 9], [3, 3, 9, 9]]] * 2
     assert data["labels"][2:4] == [["x", "y"]] * 2
-    assert (data[4]["target"], data[4]["confidence"], data[4]["id"]) == ("a", 0.5, "z")
-    assert data[5]["target"] == "yes" and data[6]["codes"] == [1, 2] and data[6]["image"] is None
+    assert data[4]["boxes"] == data[4]["labels"] == []  # there is nothing to detect, which is known
+    assert (data[5]["target"], data[5]["confidence"], data[5]["id"]) == ("a", 0.5, "z")
+    assert data[6]["target"] == "yes" and data[7]["codes"] == [1, 2] and data[7]["image"] is None
+    with pytest.raises(ValueError, match="metadata.jsonl:5: no boxes, which task 'object_detection' needs in tr"):
+        load_examples("folder", album, split="train")
 
 
 def test_boxes_may_stand_in_four_columns_with_width_and_height(album):

@@ -7,11 +7,20 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-from modeling_ofa import OFAImageProcessorPil, OFAProcessor, OFATokenizer, Task, register_task
+from modeling_ofa import (
+    DEFAULT_CHECKPOINT,
+    OFAForConditionalGeneration,
+    OFAImageProcessorPil,
+    OFAProcessor,
+    OFATokenizer,
+    Task,
+    register_task,
+)
 from modeling_ofa.answers_ofa import AnswerFormat, constraint_masks
 from modeling_ofa.constraints_ofa import TrieConstraint
 from modeling_ofa.tasks import TASKS, get_task
@@ -376,6 +385,52 @@ def test_a_checkpoint_brings_its_closed_list_along(official, tmp_path):
     assert [row.constraint is None for row in processor.rows] == [False, True]
 
 
+@pytest.mark.parametrize(
+    "answers, message",
+    [
+        ([], "no answer to choose from"),
+        ({"vqa": []}, "no answer to choose from"),
+        ("red", "not the text 'red'"),
+        (["red", " "], "Answer 1 of the closed list is ' '"),
+        (["red", None], "Answer 1 of the closed list is None"),
+    ],
+)
+def test_a_closed_list_holds_texts(official, answers, message):
+    with pytest.raises(ValueError, match=message):
+        official.generation_kwargs("vqa", answers=answers)
+
+
+def test_a_closed_list_may_be_any_container(official):
+    expected = AnswerFormat(official.tokenizer).trie(["red", "blue"], get_task("vqa")).answers
+    for answers in (np.array(["red", "blue"]), ("red", "blue"), iter(["red", "blue"]), {"red": 0, "blue": 1}.keys()):
+        [processor] = official.generation_kwargs("vqa", answers=answers)["logits_processor"]
+        assert processor.rows[0].constraint.trie.answers == expected
+    with pytest.raises(ValueError, match="'visual_grounding' answers with no text; leave answers= out"):
+        official.generation_kwargs("visual_grounding", answers=["red"])
+
+
+def test_rows_of_one_name_may_differ(official):
+    short = replace(TASKS["caption"], generation={**TASKS["caption"].generation, "max_new_tokens": 5})
+    [processor] = official.generation_kwargs(["caption", short, "caption"])["logits_processor"]
+    assert [row.max_new_tokens for row in processor.rows] == [17, 5, 17]
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"answer": "labels"}, "The answer of task 'mine' is one of text, label, box, boxes, codes, not 'labels'"),
+        ({"decoder_prompt": "source"}, "The decoder_prompt of task 'mine' is one of none, src, prev_output"),
+        ({"instruction": " what is {texts}?"}, "take {text}, {text_pair} and {region}, not {'{texts}'}"),
+        ({"instruction": " what is in {region}?"}, "{region} in an instruction of task 'mine' must come last"),
+        ({"answers": "yes"}, "a list of texts, not the text 'yes'"),
+        ({"answers": ("yes", "no"), "labels": {"1": "true"}}, "stand for answers, but {'true'} are none"),
+    ],
+)
+def test_a_row_that_makes_no_sense_is_refused(fields, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Task(**{"name": "mine", "instruction": " what is {text}?", **fields})
+
+
 def test_no_task_writes_more_than_the_model_has_positions(official):
     longest = {name: official.generation_kwargs(name)["max_new_tokens"] for name in NAMES}
     assert longest["image_generation"] == 1025 and longest["object_detection"] == 256
@@ -387,6 +442,28 @@ def test_no_task_writes_more_than_the_model_has_positions(official):
             assert options.get("min_new_tokens", 0) < options["max_new_tokens"]
     finally:
         official.tokenizer.model_max_length = 1024
+
+
+@pytest.mark.parametrize("num_beams", [1, 4])
+def test_rows_with_decoder_prompts_of_any_length_and_task_are_answered_as_alone(num_beams):
+    processor = OFAProcessor.from_pretrained(DEFAULT_CHECKPOINT, decoder_prompt="official", num_beams=num_beams)
+    model = OFAForConditionalGeneration.from_pretrained(DEFAULT_CHECKPOINT).eval()
+    blank = torch.zeros(3, 64, 64, dtype=torch.uint8)
+    rows = [
+        {"task": "mnli", "images": None, "text": "a dog", "text_pair": "a cup and a dog"},
+        {"task": "vqa", "images": blank, "text": "what is it", "text_pair": None},
+        {"task": "sst2", "images": None, "text": "a red cup", "text_pair": None},
+        {"task": "caption", "images": blank, "text": None, "text_pair": None},
+    ]
+
+    def answer(asked: dict[str, Any]) -> list[dict[str, Any]]:
+        inputs = processor(**asked, return_tensors="pt")
+        ids = model.generate(**inputs, **processor.generation_kwargs(asked["task"]))
+        return processor.post_process(ids, task=asked["task"], inputs=inputs)
+
+    together = answer({name: [row[name] for row in rows] for name in rows[0]})
+    assert together == [answer(row)[0] for row in rows]
+    assert together[0]["label"] in ("yes", "maybe", "no") and together[2]["label"] in ("positive", "negative")
 
 
 def test_answers_of_every_kind_are_plain_objects_with_confidence(official):

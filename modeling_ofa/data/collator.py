@@ -3,8 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from transformers.feature_extraction_utils import BatchFeature
 
+from ..modeling_ofa import shift_tokens_right
 from ..processing_ofa import OFAProcessor
 from ..tasks_ofa import Task, get_task
 
@@ -88,7 +90,8 @@ class DataCollatorForOFA:
             rows (`list[Mapping[str, Any]]`): The rows.
 
         Returns:
-            [`BatchFeature`]: tensors, as [`OFAProcessor.__call__`] describes them.
+            [`BatchFeature`]: tensors, as [`OFAProcessor.__call__`] describes them, with decoder inputs wherever there
+            are labels.
 
         Raises:
             `ValueError`: if a row names no task or lacks its image, or if some rows have a target and others have
@@ -116,7 +119,7 @@ class DataCollatorForOFA:
             row.get("objects") if task.takes_objects else None for row, task in zip(rows, tasks, strict=True)
         ]
         given = {name: values for name, values in columns.items() if any(one is not None for one in values)}
-        return self.processor(
+        batch = self.processor(
             images=given.pop("image", None),
             task=tasks,
             target=targets,
@@ -124,6 +127,13 @@ class DataCollatorForOFA:
             return_tensors="pt",
             **{"truncation": True, **self.kwargs, **given},
         )
+        if "labels" in batch and "decoder_input_ids" not in batch:
+            # `Trainer` keeps labels from the model where it smooths them itself.
+            tokenizer, labels = self.processor.tokenizer, batch["labels"]
+            shifted = shift_tokens_right(labels, tokenizer.pad_token_id, tokenizer.bos_token_id)
+            batch["decoder_input_ids"] = shifted.masked_fill(labels == -100, tokenizer.pad_token_id)
+            batch["decoder_prompt_lengths"] = torch.ones(len(labels), dtype=torch.long)
+        return batch
 
     def _task_of(self, i: int, row: Mapping[str, Any]) -> Task:
         task = row.get("task") or self.task

@@ -30,6 +30,7 @@ EXAMPLE_FEATURES = Features(
         "answer_scores": List(Value("float32")),
         "objects": List(Value("string")),
         "confidence": Value("float32"),
+        "source": Value("string"),
     }
 )
 
@@ -72,6 +73,8 @@ def complete(example: Mapping[str, Any], labelled: bool = False) -> dict[str, An
     row: dict[str, Any] = dict.fromkeys(EXAMPLE_FEATURES)
     row.update((name, None if value in ("", [], ()) else value) for name, value in example.items())
     task = get_task(row["task"])
+    if task.answer == "boxes" and example.get("boxes") is not None:  # no box says that there is nothing to detect
+        row["boxes"], row["labels"] = list(example["boxes"]), list(example.get("labels") or ())
     for name in ("text", "text_pair", "target"):
         if row[name] is not None and not row[name].strip():
             row[name] = None
@@ -110,14 +113,14 @@ def complete(example: Mapping[str, Any], labelled: bool = False) -> dict[str, An
         check_box(box, size)
     if boxes and task.answer == "box" and len(boxes) != 1:
         raise ValueError(f"{len(boxes)} boxes, but task {task.name!r} answers with one")
-    if boxes and task.answer == "boxes" and len(row["labels"] or ()) != len(boxes):
+    if task.answer == "boxes" and len(row["labels"] or ()) != len(boxes):
         raise ValueError(f"{len(row['labels'] or ())} labels for {len(boxes)} boxes")
     for code in row["codes"] or ():
         if not 0 <= code < _CODES:
             raise ValueError(f"image code {code} is not one of 0…{_CODES - 1}")
 
     answer = {"box": "boxes", "boxes": "boxes", "codes": "codes"}.get(task.answer, "target")
-    if labelled and row[answer] is None:
+    if labelled and not row[answer]:
         raise ValueError(f"no {answer}, which task {task.name!r} needs in training")
     return row
 
@@ -144,7 +147,9 @@ def picture_size(source: bytes | str | os.PathLike) -> tuple[int, int]:
         raise FileNotFoundError(f"no such image file: {source!s}") from error
     except Exception as error:  # each of Pillow's readers has its own errors for a broken header
         name = f"{source!s}" if isinstance(source, str | os.PathLike) else "the image"
-        raise ValueError(f"{name} cannot be opened as a picture: {error}") from error
+        # Pillow's own text is the path again, or an address in memory.
+        reason = "it is empty or another kind of file" if isinstance(error, PIL.UnidentifiedImageError) else error
+        raise ValueError(f"{name} cannot be opened as a picture: {reason}") from error
     return (height, width) if turned else (width, height)
 
 

@@ -1,9 +1,11 @@
-"""Text files of any size, read line by line in pieces, so that workers can share one file."""
+"""Text files: those of any size, line by line in pieces that workers can share; tables, lists, and whole files."""
 
 import csv
+import json
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 
@@ -11,6 +13,7 @@ _BLOCK = 1 << 20
 # A picture of a published file is a line of some 100 kB.
 _PIECE = 64 << 20
 _MOST_PIECES = 64
+_LONGEST_CELL = 2**31 - 1  # the default of 128 kB is too little for a long article or a list of codes
 
 Piece = tuple[str, int, int]
 
@@ -83,10 +86,28 @@ def read_lines(piece: Piece) -> Iterator[tuple[Line, bytes]]:
 
 
 def read_header(path: str) -> list[str]:
-    """Gives the column names in the first line of a TSV file."""
+    """
+    Gives the column names in the first line of a CSV or TSV file.
+
+    Raises:
+        `ValueError`: if it is not CSV.
+    """
+    if path.lower().endswith(".csv"):
+        csv.field_size_limit(_LONGEST_CELL)
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            try:
+                return next(csv.reader(file, strict=True), [])
+            except (csv.Error, UnicodeDecodeError) as error:
+                raise ValueError(f"{path}:1 is not CSV in UTF-8: {error}") from error
     with open(path, "rb") as file:
         line = file.readline().removeprefix(b"\xef\xbb\xbf").rstrip(b"\r\n")
     return [name.strip() for name in line.decode("utf-8", "replace").split("\t")]
+
+
+def show_names(names: Sequence[str]) -> str:
+    """Gives column names for a message, cut short: where there is no header, the first line may hold pictures."""
+    shown = [repr(name if len(name) <= 40 else f"{name[:40]}…") for name in names[:20]]
+    return f"[{', '.join(shown + ['…'] * (len(names) > 20))}]"
 
 
 def read_csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -94,15 +115,57 @@ def read_csv(path: str) -> Iterator[tuple[str, dict[str, Any]]]:
     Gives the rows of a CSV file with a header, by column name, and where each ends.
 
     Raises:
-        `ValueError`: if the file has no header, or cannot be read on.
+        `ValueError`: if the file cannot be read on.
     """
-    csv.field_size_limit(2**31 - 1)  # the default of 128 kB is too little for a long article or a list of codes
+    csv.field_size_limit(_LONGEST_CELL)
     with open(path, encoding="utf-8-sig", newline="") as file:
         rows = csv.DictReader(file, strict=True)
         try:
-            if not rows.fieldnames:
-                raise ValueError("it is empty; the first line must name the columns")
             for row in rows:
                 yield f"{path}:{rows.line_num}", row
         except (csv.Error, ValueError) as error:
             raise ValueError(f"{path}:{rows.line_num + 1} is not CSV in UTF-8: {error}") from error
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Writes a file so that it is there whole or not at all."""
+    part = path.with_name(f".{path.name}.part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+
+
+def read_answers(path: str | os.PathLike) -> list[str]:
+    """
+    Reads a closed list of answers.
+
+    Args:
+        path (`str` or `os.PathLike`):
+            A text file with an answer a line, or a JSON file: a list of answers, or an object that counts them, such
+            as the official `ans2label` (`{"yes": 0, "no": 1, …}`) or its inverse.
+
+    Raises:
+        `FileNotFoundError`: if there is no such file.
+        `ValueError`: if it is a pickle, which could run code, or something else, or holds no answer.
+    """
+    content = Path(path).read_bytes()
+    if content.startswith(b"\x80"):  # of all pickles that are less than 20 years old
+        raise ValueError(
+            f"{path} is a pickle, which is not read. If you trust it, make it JSON: python -c 'import json, pickle, "
+            "sys; print(json.dumps(list(pickle.load(sys.stdin.buffer))))' < FILE > answers.json"
+        )
+    try:
+        text = content.decode("utf-8")
+        answers = json.loads(text) if str(path).endswith(".json") else text.splitlines()
+    except ValueError as error:
+        raise ValueError(f"{path} is no list of answers: {error}") from error
+    if isinstance(answers, dict):
+        if all(isinstance(value, str) for value in answers.values()):
+            answers = {answer: int(number) for number, answer in answers.items() if number.isdigit()}
+        if all(isinstance(number, int) for number in answers.values()):
+            answers = sorted(answers, key=answers.__getitem__)
+    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
+        raise ValueError(f"{path} is no list of answers: it holds something else than texts.")
+    found = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
+    if not found:
+        raise ValueError(f"{path} holds no answer.")
+    return found

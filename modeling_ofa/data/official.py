@@ -9,7 +9,7 @@ from functools import partial
 from typing import Any
 
 from .example import Row, parse_box
-from .lines import Line, Piece, cut, read_header, read_lines
+from .lines import Line, Piece, cut, read_header, read_lines, show_names
 
 
 @dataclass(frozen=True)
@@ -134,8 +134,9 @@ _PARSERS: dict[str, Callable[[str], dict[str, Any]]] = {
     "objects": lambda value: {"objects": parse_list(value)},
     "box": lambda value: {"boxes": [parse_box(value)] if value.strip() else None},
     "region": lambda value: {"text": value},
-    "detections": parse_detections,
+    "detections": lambda value: parse_detections(value) if value.strip() else {},
     "codes": lambda value: {"codes": parse_codes(value)},
+    "source": lambda value: {"source": value.strip()},
 }
 
 
@@ -228,7 +229,7 @@ def _find_columns(
     places = {}
     for field, place in columns.items():
         if isinstance(place, str) and place not in header:
-            raise ValueError(f"{path} has no column {place!r}; its first line says {header}.")
+            raise ValueError(f"{path} has no column {place!r}; its first line says {show_names(header)}.")
         places[field] = header.index(place) if isinstance(place, str) else place
     return places, len(header) or None, bool(header)
 
@@ -244,7 +245,7 @@ def _make(
 ) -> dict[str, Any]:
     """Makes an Example of a line."""
     if width not in (None, len(cells)) or max(places.values()) >= len(cells):
-        expected = f"{width} columns" if width else f"column {max(places.values())}"
+        expected = f"{width} columns" if width else f"column {max(places.values())}, counted from 0,"
         raise ValueError(
             f"{len(cells)} columns where {expected} should be, for {', '.join(places)}; if the file has others, "
             f'say which with columns="{table.columns}"'
@@ -268,7 +269,7 @@ def _make(
 def _vision_language(values: Mapping[str, str]) -> tuple[str, dict[str, str]]:
     """Gives task and fields of a line of `vision_language_examples.tsv`, whose last column says what it is."""
     kind = values["type"].strip()
-    common = {"id": values["id"]}
+    common = {"id": values["id"], "source": values["source"]}
     if kind == "caption":
         # the objects that the caption names: matching makes wrong captions of them
         return "caption", {**common, "captions": values["caption"], "objects": values["objects"]}

@@ -4,14 +4,15 @@ import json
 import logging
 import os
 import pickle
+import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .example import Row
-from .lines import cut, read_lines
+from .lines import cut, read_answers, read_header, read_lines, show_names
 from .official import read_tsv
 
 
@@ -37,7 +38,7 @@ def read_coco_caption(
     wanted = {"train": {"train", "restval"}}.get(split or "", {split})
     if per_image is None:
         per_image = split != "train"
-    for i, image in enumerate(_load_json(path, "images")):
+    for i, image in enumerate(_load_json(path, "images")["images"]):
         where = f"{path}: images[{i}]"
         if split is not None and image.get("split") not in wanted:
             continue
@@ -76,22 +77,25 @@ def read_vqa_v2(
         split (`str`, *optional*): Whether it is `"train"`; the files hold one split each.
         annotations (`str`, *optional*): `v2_mscoco_*_annotations.json`.
         answer_list (`str`, *optional*):
-            A text file with an answer a line, or a JSON list or object of answers, for training: other answers are
-            left out, and so are questions that have none in the list.
+            The answers to keep for training, in any form that `read_answers` takes. Others are left out, and so are
+            questions that have none of these.
         human_answers (`bool`):
-            Whether `references` are the ten answers as people gave them, which VQA's own accuracy counts, and not the
-            different ones with their soft scores.
+            Whether `references` are the ten answers, letter for letter as people gave them, which VQA's own accuracy
+            counts, and not the different ones with their soft scores.
 
     Raises:
         `ValueError`: if a file is of another kind, or questions shall be left out that are not for training.
     """
     if answer_list is not None and split != "train":
         raise ValueError("answer_list leaves questions out, which is for split='train'; evaluation counts them all.")
-    questions, kind = _load_json(path, "questions"), _load_json(path).get("data_subtype", "")
-    given = {one["question_id"]: one for one in _load_json(annotations, "annotations")} if annotations else None
-    known = _read_names(answer_list) if answer_list else None
+    content = _load_json(path, "questions")
+    kind = content.get("data_subtype", "")
+    given = None
+    if annotations is not None:
+        given = {one["question_id"]: one for one in _load_json(annotations, "annotations")["annotations"]}
+    known = {answer.lower() for answer in read_answers(answer_list)} if answer_list else None
     folder = "test2015" if kind.startswith("test") else kind  # test-dev is a part of it
-    for i, question in enumerate(questions):
+    for i, question in enumerate(content["questions"]):
         where = f"{path}: questions[{i}]"
         if given is not None and known is not None:
             people = given.get(question.get("question_id"), {}).get("answers", ())
@@ -126,8 +130,8 @@ def _vqa(
         return example
     if question["question_id"] not in given:
         raise ValueError(f"no annotation for question {question['question_id']}")
-    people = [_vqa_answer(one) for one in given[question["question_id"]]["answers"]]
-    counts = Counter(people)
+    people = given[question["question_id"]]["answers"]
+    counts = Counter(map(_vqa_answer, people))
     scores = {
         answer: _SOFT_SCORES.get(count, 1.0) for answer, count in counts.items() if known is None or answer in known
     }
@@ -135,7 +139,7 @@ def _vqa(
         example["target"] = max(scores, key=scores.__getitem__)
         example["confidence"] = scores[example["target"]]
     if human_answers:
-        return {**example, "references": people}
+        return {**example, "references": [one["answer"] for one in people]}
     return {**example, "references": list(scores), "answer_scores": list(scores.values())}
 
 
@@ -155,7 +159,10 @@ def read_refcoco(
         instances (`str`, *optional*): `instances.json` with the boxes; by default the one beside `path`.
     """
     refs = _load_refs(path)
-    coco = _load_json(instances or os.path.join(os.path.dirname(path), "instances.json"))
+    instances = instances or os.path.join(os.path.dirname(path), "instances.json")
+    if not os.path.exists(instances):
+        raise FileNotFoundError(f"There is no {instances}, which has the boxes: give instances=.")
+    coco = _load_json(instances, "images", "annotations")
     names = {image["id"]: image["file_name"] for image in coco["images"]}
     boxes = {one["id"]: one["bbox"] for one in coco["annotations"]}
     for i, ref in enumerate(refs):
@@ -206,36 +213,41 @@ def _load_refs(path: str) -> list[Mapping[str, Any]]:
     return refs
 
 
-def read_coco_detection(path: str, *, images: str) -> Iterator[Row]:
+def read_coco_detection(path: str, *, images: str, split: str | None = None) -> Iterator[Row]:
     """
-    Reads objects of COCO, or of any data set in its format, one row for each picture that has some. Crowds, which
-    have no box of a thing, are left out.
+    Reads objects of COCO, or of any data set in its format, one row for each picture. Crowds, which have no box of a
+    thing, are left out, and so are, in training, pictures without an object.
 
     Args:
-        path (`str`): `instances_*.json`.
+        path (`str`): `instances_*.json`, or `image_info_*.json` without annotations.
         images (`str`): The folder with the pictures.
+        split (`str`, *optional*): Whether it is `"train"`; the files hold one split each.
     """
-    coco = _load_json(path)
+    coco = _load_json(path, "images", "categories")
     names = {category["id"]: category["name"] for category in coco["categories"]}
     objects: dict[Any, list[Mapping[str, Any]]] = {}
-    for one in coco["annotations"]:
+    for one in coco.get("annotations", ()):
         if not one.get("iscrowd"):
             objects.setdefault(one["image_id"], []).append(one)
     for i, image in enumerate(coco["images"]):
-        if found := objects.get(image["id"]):
+        found = objects.get(image["id"], []) if "annotations" in coco else None
+        if found or split != "train":
             yield Row(f"{path}: images[{i}]", partial(_coco_detection, image, found, names, images))
 
 
 def _coco_detection(
-    image: Mapping[str, Any], objects: Sequence[Mapping[str, Any]], names: Mapping[int, str], images: str
+    image: Mapping[str, Any], objects: Sequence[Mapping[str, Any]] | None, names: Mapping[int, str], images: str
 ) -> dict[str, Any]:
     return {
         "id": str(image["id"]),
         "task": "object_detection",
         "image": _find_image(images, image["file_name"]),
-        "boxes": [_to_corners(one["bbox"]) for one in objects],
-        "labels": [names[one["category_id"]] for one in objects],
+        "boxes": None if objects is None else [_to_corners(one["bbox"]) for one in objects],
+        "labels": None if objects is None else [names[one["category_id"]] for one in objects],
     }
+
+
+_NO_AGREEMENT = re.compile(rb'"gold_label":\s*"-"')
 
 
 def read_snli_ve(path: str, *, images: str) -> Iterator[Row]:
@@ -248,7 +260,7 @@ def read_snli_ve(path: str, *, images: str) -> Iterator[Row]:
     """
     (piece,) = cut([path], 1)
     for where, line in read_lines(piece):
-        if b'"gold_label": "-"' not in line:
+        if not _NO_AGREEMENT.search(line):
             yield Row(where, partial(_snli_ve, line, images), len(line) + 1)
 
 
@@ -334,14 +346,13 @@ def read_glue(path: str, *, task: str, split: str | None = None) -> Iterator[Row
     if os.path.isdir(path):
         path = os.path.join(path, f"{_GLUE_SPLITS.get(split or '', split or 'train')}.tsv")
     (piece,) = cut([path], 1)
-    with open(path, "rb") as file:
-        header = file.readline().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "replace").strip("\r\n").split("\t")
+    header = read_header(path)
     if task == "cola" and "sentence" not in header:
         yield from read_tsv(piece, task=task, columns={"text": 3, "label": 1})
         return
     columns: dict[str, int | str] = {field: name for field, name in _GLUE[task].items() if name in header}
     if "text" not in columns:
-        raise ValueError(f"{path} is not a file of {task}: its first line is {header}.")
+        raise ValueError(f"{path} is not a file of {task}: its first line is {show_names(header)}.")
     yield from read_tsv(piece, task=task, columns=columns)
 
 
@@ -378,37 +389,30 @@ def _gigaword(number: int, article: bytes, title: bytes) -> dict[str, Any]:
     }
 
 
-def _load_json(path: str, key: str | None = None) -> Any:
+def _load_json(path: str, *keys: str) -> Any:
     """
     Reads a JSON file.
 
     Raises:
-        `ValueError`: if it is not one, or has no such key.
+        `ValueError`: if it is not one, or is not an object that has these keys.
     """
     try:
         content = json.loads(Path(path).read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON: {error}") from error
-    if key is None:
-        return content
-    if not isinstance(content, dict) or key not in content:
-        raise ValueError(f"{path} is another kind of file: it has no {key!r}.")
-    return content[key]
-
-
-def _read_names(path: str) -> set[str]:
-    """Reads a list of answers: a line each, or JSON."""
-    names: Iterable[Any] = (
-        _load_json(path) if path.endswith(".json") else Path(path).read_text(encoding="utf-8").splitlines()
-    )
-    return {str(name).strip().lower() for name in names}
+    for key in keys:
+        if not isinstance(content, dict) or key not in content:
+            raise ValueError(f"{path} is another kind of file: it has no {key!r}.")
+    return content
 
 
 def _read_class_names(path: str) -> dict[str, str]:
     """Reads what folders' names mean, in one of the forms that `read_imagenet` takes."""
     if path.endswith(".json"):
-        content = _load_json(path).items()
-        pairs = [value if isinstance(value, list) else (key, value) for key, value in content]
+        content = _load_json(path)
+        pairs = [one if isinstance(one, list) else (key, one) for key, one in content.items()]
+        if not all(len(pair) == 2 and all(isinstance(name, str) for name in pair) for pair in pairs):
+            raise ValueError(f'{path} does not name classes, as {{"n01440764": "tench"}} does.')
     else:
         lines = Path(path).read_text(encoding="utf-8").splitlines()
         pairs = [line.split(maxsplit=1) for line in lines if len(line.split()) > 1]

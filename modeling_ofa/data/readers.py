@@ -136,9 +136,21 @@ class Source:
     files: list[tuple[str, int, int]]
 
     def rows(self) -> Iterator[Row]:
-        """Gives the rows of all shards in order."""
+        """
+        Gives the rows of all shards in order.
+
+        Raises:
+            `ValueError`: if a file is not what the format reads.
+        """
         for shard in self.shards:
-            yield from FORMATS[self.format].read(shard, **self.options)
+            try:
+                yield from FORMATS[self.format].read(shard, **self.options)
+            except (LookupError, TypeError, AttributeError, UnicodeError) as error:
+                path = shard if isinstance(shard, str) else shard[0]
+                raise ValueError(
+                    f"{path}, or a file that goes with it, is not what format {self.format!r} reads "
+                    f"({type(error).__name__}: {error})."
+                ) from error
 
 
 def find_source(

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from datasets import ClassLabel, Image, load_dataset, load_dataset_builder
 
 from .example import EXAMPLE_FEATURES, Row, parse_box
-from .lines import cut, read_csv, read_header, read_lines
+from .lines import cut, read_csv, read_header, read_lines, show_names
 from .official import find_files, parse_codes, parse_list
 
 
@@ -54,6 +54,7 @@ def read_folder(
     table = _find_table(path, split)
     folder = images or os.path.dirname(table)
     stem, suffix = os.path.splitext(os.path.basename(table))
+    suffix = suffix.lower()
     names = _column_names(table, suffix)
     if "file_name" in names and "image" not in names:
         columns = {"image": "file_name", **(columns or {})}
@@ -74,10 +75,8 @@ def _find_table(path: str, split: str | None) -> str:
 
 def _column_names(table: str, suffix: str) -> list[str]:
     """Gives the names in the header, or the keys of the first JSON lines."""
-    if suffix == ".tsv":
+    if suffix in (".csv", ".tsv"):
         return read_header(table)
-    if suffix == ".csv":
-        return [name for name in next(read_csv(table), ("", {}))[1] if name is not None]
     names: dict[str, None] = {}
     for _, parse, _ in itertools.islice(_read_records(table, suffix), _FIRST_RECORDS):
         try:
@@ -185,15 +184,17 @@ def _check_columns(columns: Columns, names: Sequence[str], where: str) -> Column
     """
     if not isinstance(columns, Mapping):
         raise ValueError(f"columns={columns!r} must say what each column is, such as image=file,text=question.")
+    if not names:
+        raise ValueError(f"{where} has no columns: it is empty, or no table.")
     if unknown := sorted(set(columns) - set(EXAMPLE_FEATURES)):
-        raise ValueError(f"columns gives {unknown}, but the columns of an Example are {list(EXAMPLE_FEATURES)}.")
+        raise ValueError(f"columns gives {unknown}, but the columns of an Example are {', '.join(EXAMPLE_FEATURES)}.")
     wanted = [name for value in columns.values() for name in ([value] if isinstance(value, str) else value)]
     if missing := sorted(set(wanted) - set(names)):
-        raise ValueError(f"{where} has no column {missing}; it has {list(names)}.")
+        raise ValueError(f"{where} has no column {show_names(missing)}; it has {show_names(names)}.")
     columns = {**{name: name for name in EXAMPLE_FEATURES if name in names}, **columns}
     if not columns:
         raise ValueError(
-            f"{where} has the columns {list(names)}. Say what they are, such as "
+            f"{where} has the columns {show_names(names)}. Say what they are, such as "
             'columns={"image": "file", "text": "question", "target": "answer"}.'
         )
     return columns

@@ -13,6 +13,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list, tqdm
 
+from ..data.lines import write_whole
 from ..drawing import save_picture
 from .predictor import Predictor, task_of
 from .results import draw, metric_of, score, submission
@@ -65,6 +66,7 @@ def evaluate(
         seed (`int`, *optional*, defaults to 0): For tasks that sample, with the number of the batch.
         on_bad_row (`str`, *optional*, defaults to `"raise"`):
             `"skip"` goes on when a picture cannot be decoded. Its prediction is an `"error"`, which is not scored.
+            A run that ended at one may be given again with it.
 
     Returns:
         `dict[str, Any]`: What `metrics.json` holds, on the main process; `None` on the others.
@@ -83,10 +85,9 @@ def evaluate(
 
     def begin() -> list[int]:
         settings = {
-            **_settings(predictor, data, metric),
+            **_settings(predictor, data, metric, metric_options),
             "batch_size": batch_size,
             "seed": seed,
-            "on_bad_row": on_bad_row,
         }
         _begin(folder, settings)
         finished = parts.read()
@@ -191,11 +192,11 @@ def _undecoded(data: Any) -> Any:
 
 def _annotations(data: Any) -> Iterator[Mapping[str, Any]]:
     """Gives the Examples without their pictures."""
+    rows = data
     if hasattr(data, "remove_columns"):
-        yield from data.remove_columns([name for name in data.column_names if name == "image"])
-    else:
-        for i, row in enumerate(data):
-            yield {"id": str(i), **{name: value for name, value in row.items() if name != "image"}}
+        rows = data.remove_columns([name for name in data.column_names if name == "image"])
+    for i, row in enumerate(rows):
+        yield {"id": str(i), **{name: value for name, value in row.items() if name != "image"}}
 
 
 def _ahead(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
@@ -250,7 +251,9 @@ def _stable(answer: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _settings(predictor: Predictor, data: Any, metric: str | None) -> dict[str, Any]:
+def _settings(
+    predictor: Predictor, data: Any, metric: str | None, metric_options: Mapping[str, Any] | None
+) -> dict[str, Any]:
     """Checks the data, and gives all that the answers depend on, in short."""
     from .. import __version__
 
@@ -260,7 +263,7 @@ def _settings(predictor: Predictor, data: Any, metric: str | None) -> dict[str, 
     for i, row in enumerate(_annotations(data)):
         task = task_of(row)
         if task.name not in lists:
-            metric_of(task, [row], metric)
+            metric_of(task, [row], metric, metric_options)
             lists[task.name] = predictor.closed_list(task)
         answers, target = lists[task.name], row.get("target")
         if task.answer == "label" and answers and target is not None:
@@ -302,6 +305,8 @@ def _fingerprint(model: torch.nn.Module) -> str:
 def _begin(folder: Path, settings: Mapping[str, Any]) -> None:
     """Marks a folder as that of an evaluation, and refuses that of another one."""
     manifest = folder / "manifest.json"
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file; the output is a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     if manifest.exists():
         there = json.loads(manifest.read_text(encoding="utf-8"))
@@ -314,14 +319,7 @@ def _begin(folder: Path, settings: Mapping[str, Any]) -> None:
             )
             raise ValueError(f"{folder} holds an evaluation with {what}. Choose another folder, or delete this one.")
     else:
-        _write(manifest, json.dumps(settings, indent=2) + "\n")
-
-
-def _write(path: Path, text: str) -> None:
-    """Writes a file so that it is there whole or not at all."""
-    part = path.with_name(f".{path.name}.part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+        write_whole(manifest, json.dumps(settings, indent=2) + "\n")
 
 
 def _lines(rows: Iterable[Mapping[str, Any]]) -> str:
@@ -339,7 +337,7 @@ def _finish(
     """Writes what an evaluation leaves, the predictions first: they stay if a score cannot be computed."""
     rows = list(_annotations(data))
     pairs = list(zip(rows, answers, strict=True))
-    _write(
+    write_whole(
         folder / "predictions.json",
         _lines({"id": row["id"], "task": task_of(row).name, **answer} for row, answer in pairs),
     )
@@ -348,9 +346,9 @@ def _finish(
     for name, task in sorted(tasks.items()):
         own, given = zip(*(pair for pair in pairs if task_of(pair[0]).name == name), strict=True)
         if (converted := submission(task, own, given, categories)) is not None:
-            _write(folder / f"submission_{name}.json", _lines(converted))
+            write_whole(folder / f"submission_{name}.json", _lines(converted))
         metrics[name] = score_task(task, own, given)
-    _write(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 

@@ -1,15 +1,13 @@
 """Answers to rows of any tasks: what a closed list decides is decided by all candidates, the rest is generated."""
 
-import json
-import os
 from collections.abc import Hashable, Mapping, Sequence
-from pathlib import Path
 from typing import Any, Literal
 
 import PIL.Image
 import torch
 
 from ..data.collator import DataCollatorForOFA, encoded_picture
+from ..data.lines import read_answers
 from ..processing_ofa import OFAProcessor
 from ..tasks_ofa import Task, get_task
 from ..trie_ofa import AnswerTrie
@@ -203,42 +201,6 @@ def task_of(row: Mapping[str, Any]) -> Task:
     if task is None:
         raise ValueError(f"A row names no task; it has {', '.join(row)}.")
     return get_task(task)
-
-
-def read_answers(path: str | os.PathLike) -> list[str]:
-    """
-    Reads a closed list of answers.
-
-    Args:
-        path (`str` or `os.PathLike`):
-            A text file with an answer a line, or a JSON file: a list of answers, or an object that counts them, such
-            as the official `ans2label` (`{"yes": 0, "no": 1, …}`) or its inverse.
-
-    Raises:
-        `FileNotFoundError`: if there is no such file.
-        `ValueError`: if it is a pickle, which could run code, or something else, or holds no answer.
-    """
-    content = Path(path).read_bytes()
-    if content.startswith(b"\x80"):  # of all pickles that are less than 20 years old
-        raise ValueError(
-            f"{path} is a pickle, which is not read. If you trust it, make it JSON: python -c 'import json, pickle, "
-            "sys; print(json.dumps(list(pickle.load(sys.stdin.buffer))))' < FILE > answers.json"
-        )
-    try:
-        text = content.decode("utf-8")
-        answers = json.loads(text) if str(path).endswith(".json") else text.splitlines()
-    except ValueError as error:
-        raise ValueError(f"{path} is no list of answers: {error}") from error
-    if isinstance(answers, dict):
-        if all(isinstance(value, str) for value in answers.values()):
-            answers = {answer: int(number) for number, answer in answers.items() if number.isdigit()}
-        answers = sorted(answers, key=answers.__getitem__)
-    if not isinstance(answers, list) or not all(isinstance(answer, str) for answer in answers):
-        raise ValueError(f"{path} is no list of answers: it holds something else than texts.")
-    found = list(dict.fromkeys(answer.strip() for answer in answers if answer.strip()))
-    if not found:
-        raise ValueError(f"{path} holds no answer.")
-    return found
 
 
 __all__ = ["STRATEGIES", "Predictor", "read_answers", "task_of"]

@@ -1,5 +1,6 @@
 """What an evaluation leaves: scores, files in the forms of the public evaluation servers, pictures with answers."""
 
+import inspect
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,26 +17,43 @@ from .metrics import METRICS
 
 _WIDTH = 480  # of a picture with an answer, in pixels
 _LINE = 22
+# What metrics call that with which a task answers.
+_PREDICTIONS = {"text": "text", "label": "text", "box": "box", "boxes": "detections", "codes": "codes"}
 
 
-def metric_of(task: Task, rows: Sequence[Mapping[str, Any]], name: str | None = None) -> str:
+def metric_of(
+    task: Task,
+    rows: Sequence[Mapping[str, Any]],
+    name: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> str:
     """
-    Gives the name of the metric of a task: that in its row of the table, but VQA's official accuracy where questions
-    have the answers as people gave them and no soft scores.
+    Gives the name of the metric of a task: that in its row of the table. Where questions have no soft scores, it is
+    VQA's official accuracy if people gave several answers to them, and equality if there is one answer to each.
 
     Args:
         task ([`Task`]): The task.
         rows (`Sequence[Mapping[str, Any]]`): The Examples.
         name (`str`, *optional*): A metric to take instead.
+        options (`Mapping[str, Any]`, *optional*): What its function shall be given.
 
     Raises:
-        `ValueError`: if there is no such metric.
+        `ValueError`: if there is no such metric, or it is not for the task's kind of answers, or has no such option.
     """
     if name is None and task.metric == "vqa_soft_score" and not any(row.get("answer_scores") for row in rows):
-        name = "vqa_accuracy"
+        # The official accuracy leaves out one of the people in turn, and of one nobody would be left.
+        people = {len(reference("references", row, task) or ()) for row in rows} - {0}
+        name = "label_accuracy" if people == {1} else "vqa_accuracy"
     name = name or task.metric
     if name not in METRICS:
         raise ValueError(f"Unknown metric {name!r} for task {task.name!r}. The metrics are: {', '.join(METRICS)}.")
+    compared = METRICS[name].predictions
+    if compared != _PREDICTIONS[task.answer]:
+        raise ValueError(f"Metric {name!r} compares {compared}, but task {task.name!r} answers with {task.answer}.")
+    try:
+        inspect.signature(METRICS[name].function).bind([], [], **(options or {}))
+    except TypeError as error:
+        raise ValueError(f"Metric {name!r} cannot take the options {dict(options or {})}: {error}.") from error
     return name
 
 
@@ -57,7 +75,9 @@ def reference(kind: str, row: Mapping[str, Any], task: Task) -> Any:
     if kind == "box":
         return next(iter(row.get("boxes") or ()), None)
     if kind == "detections":
-        return {"boxes": row["boxes"], "labels": row["labels"]} if row.get("boxes") else None
+        return None if row.get("boxes") is None else {"boxes": row["boxes"], "labels": row["labels"]}
+    if kind == "references" and not row.get("references"):
+        return None if row.get("target") is None else [row["target"]]
     return row.get(kind)
 
 
@@ -93,10 +113,10 @@ def score(
         of those `scored` and of those `unreadable`; and `scores`, `None` if no Example tells what is right.
 
     Raises:
-        `ValueError`: if there is no such metric, or it cannot be computed.
+        `ValueError`: if there is no such metric, if it or its options do not fit, or if it cannot be computed.
         `ImportError`: if it needs a library that is not installed.
     """
-    name = metric_of(task, rows, metric)
+    name = metric_of(task, rows, metric, metric_options)
     row_of = METRICS[name]
     read = [pair for pair in zip(rows, answers, strict=True) if "error" not in pair[1]]
     references = [reference(row_of.references, row, task) for row, _ in read]
@@ -155,9 +175,10 @@ def submission(
     ]
 
 
-def _number(name: str) -> int | str:
+def _number(name: Any) -> int | str:
     """The servers' ids are numbers."""
-    return int(name) if name.isascii() and name.isdigit() else name
+    text = str(name)
+    return int(text) if text.isascii() and text.isdigit() else text
 
 
 def draw(picture: PIL.Image.Image, row: Mapping[str, Any], answer: Mapping[str, Any]) -> PIL.Image.Image:
