@@ -1,0 +1,8 @@
+"""What the official code trains with, on top of transformers' `Trainer` (docs/finetune.md)."""
+
+from .ema import EMACallback
+from .losses import LossSums, OFALoss
+from .trainer import OFATrainer, OFATrainingArguments
+
+
+__all__ = ["EMACallback", "LossSums", "OFALoss", "OFATrainer", "OFATrainingArguments"]
