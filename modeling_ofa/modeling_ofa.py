@@ -615,8 +615,6 @@ class OFAModel(OFAPreTrainedModel):
         super().__init__(config)
         self.encoder = OFAEncoder(config)
         self.decoder = OFADecoder(config)
-        if config.tie_word_embeddings:
-            self.decoder.embed_tokens = self.encoder.embed_tokens  # FSDP knows no third module of a tied weight
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:

@@ -222,7 +222,7 @@ def _read(
             rows[i] = predictor.read(data[i])
         except (ValueError, OSError) as error:
             if on_bad_row == "raise":
-                raise ValueError(f"Example {i}: {error}") from error
+                raise ValueError(f"Example {i}: {error} (on_bad_row='skip' goes on without it.)") from error
             rows[i] = {"error": str(error)}
     return rows
 
