@@ -215,9 +215,6 @@ def build(recipe: FinetuningRecipe, args: Seq2SeqTrainingArguments) -> Seq2SeqTr
         options["compute_metrics"] = TaskMetrics(processor, val, **recipe.picture_options)
     if reward is None:
         return OFATrainer(model, args, **options)
-    # Its evaluation is that of transformers, which searches as the model's own settings say.
-    search = processor.generation_kwargs(task)
-    model.generation_config.update(**{name: one for name, one in search.items() if name != "logits_processor"})
     return SelfCriticalTrainer(model, args, reward=reward, **options)
 
 

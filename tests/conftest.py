@@ -7,7 +7,8 @@ import pytest
 import torch
 
 
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+# One thread each, for tests that run side by side and for the processes that they start: sums depend on the number.
+torch.set_num_threads(int(os.environ.setdefault("OMP_NUM_THREADS", "1")))
 
 
 def _vocabulary(*names: str) -> Path:

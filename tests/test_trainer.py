@@ -507,22 +507,15 @@ def test_the_average_of_half_precision_weights_is_kept_in_float32(processor, tmp
 
 def test_resuming_without_an_average_is_refused(processor, tmp_path):
     arguments = options(tmp_path, save_strategy="steps", save_steps=1, max_steps=1)
-    plain = Trainer(
-        small_model(processor),
-        TrainingArguments(**arguments),
-        data_collator=collator(processor, "none"),
-        train_dataset=text_rows(4),
-    )
-    plain.train()
-    arguments["max_steps"] = 2
-    trainer = OFATrainer(
-        small_model(processor),
-        OFATrainingArguments(**arguments, ema_decay=0.9),
-        collator(processor, "none"),
-        train_dataset=text_rows(4),
-    )
+
+    def trainer(**others: Any) -> OFATrainer:
+        given = OFATrainingArguments(**arguments | others)
+        return OFATrainer(small_model(processor), given, collator(processor, "none"), train_dataset=text_rows(4))
+
+    trainer().train()
+    resumed = trainer(ema_decay=0.9, max_steps=2)
     with pytest.raises(ValueError, match="Training resumes at step 1, but there is no average of weights at"):
-        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+        resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
 
 
 # Killed and resumed
@@ -655,15 +648,20 @@ def test_a_checkpoint_of_another_model_is_refused(processor, tmp_path):
 
 
 def test_a_task_that_has_no_name_is_refused(processor, rows, tmp_path):
-    own = Task("a_task_of_my_own", " what is it?")
-    trainer = OFATrainer(
-        small_model(processor),
-        OFATrainingArguments(**options(tmp_path)),
-        collator(processor, task=own),
-        train_dataset=[{"image": rows[0]["image"], "target": "a dog"}],
-    )
+    row = {"image": rows[0]["image"], "target": "a dog", "task": Task("a_task_of_my_own", " what is it?")}
+    arguments = OFATrainingArguments(**options(tmp_path))
+    trainer = OFATrainer(small_model(processor), arguments, collator(processor), train_dataset=[row])
     with pytest.raises(ValueError, match=r"Task 'a_task_of_my_own' has no name for the trainer: register_task"):
         trainer.train()
+
+
+def test_a_task_of_the_collator_needs_no_name(processor, rows, tmp_path):
+    own = Task("a_task_of_my_own", " what is it?", generation={"max_new_tokens": 2, "num_beams": 1})
+    data = [{"image": row["image"], "target": "a dog"} for row in rows[:2]]
+    arguments = OFATrainingArguments(**options(tmp_path), predict_with_generate=True)
+    trainer = OFATrainer(small_model(processor), arguments, collator(processor, task=own), eval_dataset=data)
+    predictions = trainer.predict(data).predictions
+    assert (predictions[:, 3:] == processor.tokenizer.pad_token_id).all()
 
 
 @pytest.mark.parametrize(

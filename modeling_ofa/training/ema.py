@@ -7,6 +7,8 @@ import torch
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedType
 from safetensors.torch import load_file, save_file
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
@@ -62,13 +64,13 @@ class EMACallback(TrainerCallback):
     ):
         """
         Raises:
-            ValueError: The weights are sharded, or training resumes from a checkpoint without an average.
+            ValueError: DeepSpeed keeps the weights, or training resumes from a checkpoint without an average.
         """
         kind = AcceleratorState().distributed_type
-        if kind in (DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
             raise ValueError(
-                f"An average of weights needs whole weights on each process, but {kind} shards them: train without "
-                "EMA, or with plain data parallelism."
+                f"{kind.value} keeps the weights to itself, where they cannot be averaged: train without EMA, or with "
+                "FSDP or plain data parallelism."
             )
         self._set_aside = self._saved_step = None
         weights = _trained(model)
@@ -85,7 +87,7 @@ class EMACallback(TrainerCallback):
             kind, name = key.split(".", 1)
             if name not in weights or weights[name].shape != saved.shape:
                 raise ValueError(f"{path} has an average of {name}, which this model does not train: is it another?")
-            (self.averages if kind == "average" else weights)[name].copy_(saved)
+            _put(saved, (self.averages if kind == "average" else weights)[name])
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, model: Any = None, **kwargs: Any
@@ -113,13 +115,19 @@ class EMACallback(TrainerCallback):
 
     def _save(self, args: TrainingArguments, state: TrainerState) -> None:
         """Writes what a checkpoint's weights do not tell: those in training, and averages finer than their type."""
-        if not args.should_save or self._saved_step == state.global_step:
+        if self._saved_step == state.global_step:
             return
         self._saved_step = state.global_step
         tensors = {f"training.{name}": weight for name, weight in (self._set_aside or {}).items()}
         for name, average in self.averages.items():
             if self._set_aside is None or self._set_aside[name].dtype != average.dtype:
                 tensors[f"average.{name}"] = average
+        for name, tensor in tensors.items():
+            # All processes put their pieces together, but one keeps the whole.
+            whole = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+            tensors[name] = whole.cpu() if args.should_save else tensor
+        if not args.should_save:
+            return
         folder = _checkpoint(args, state)
         folder.mkdir(parents=True, exist_ok=True)
         save_file(tensors, folder / FILE_NAME)
@@ -162,8 +170,18 @@ class EMACallback(TrainerCallback):
 
 
 def _trained(model: Any) -> dict[str, torch.Tensor]:
-    """The weights that are trained, as tensors that share their memory."""
+    """The weights that are trained, as tensors that share their memory; with FSDP, the pieces of this process."""
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()  # evaluation leaves whole copies behind, which would be trained in place of the pieces
     return {name: weight.detach() for name, weight in model.named_parameters() if weight.requires_grad}
+
+
+def _put(whole: torch.Tensor, weight: torch.Tensor) -> None:
+    """Copies a tensor to one of the same shape, or the pieces of it to one in pieces."""
+    if isinstance(weight, DTensor):
+        whole = distribute_tensor(whole.to(weight.device), weight.device_mesh, weight.placements)
+    weight.copy_(whole)
 
 
 def _checkpoint(args: TrainingArguments, state: TrainerState) -> Path:

@@ -19,6 +19,7 @@ from .pretraining_data import MixedBatches, PretrainingCollator, PretrainingMixt
 from .pretraining_rows import Negatives, PretrainingRows
 from .recipes import last_checkpoint
 from .streams import StreamShare
+from .trainer import OFATrainer
 
 
 DATA_STATE = "data_state.json"
@@ -100,8 +101,7 @@ class PretrainingTrainer(Trainer):
         workers = max(1, args.dataloader_num_workers)
         StreamShare(self.mixture.num_streams, args.world_size, num_workers=workers)  # refuses what cannot be shared
 
-    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
-        return [name for name, _ in model.named_parameters()]
+    get_decay_parameter_names = OFATrainer.get_decay_parameter_names
 
     # Where the data is
 

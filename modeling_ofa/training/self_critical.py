@@ -18,7 +18,6 @@ import torch
 from torch import nn
 from torch.distributed.fsdp import FSDPModule, FullyShardedDataParallel, register_fsdp_forward_method
 from torch.utils.data import DataLoader, IterableDataset
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.integrations.fsdp import is_fsdp_managed_module
 
@@ -28,6 +27,7 @@ from ..data.collator import DataCollatorForOFA, encoded_picture
 from ..evaluation.captions import CiderD, reward_text
 from ..processing_ofa import OFAProcessor
 from ..tasks_ofa import Task, get_task
+from .trainer import OFATrainer, OFATrainingArguments
 
 
 class Reward(Protocol):
@@ -145,10 +145,11 @@ def self_critical_loss(
 
 
 @dataclasses.dataclass
-class SelfCriticalTrainingArguments(Seq2SeqTrainingArguments):
+class SelfCriticalTrainingArguments(OFATrainingArguments):
     """
-    [`Seq2SeqTrainingArguments`], and how a model answers in self-critical training. Rows of data stay whole
-    (`remove_unused_columns` is false), since rewards read them.
+    [`OFATrainingArguments`], and how a model answers in self-critical training. Rows of data stay whole
+    (`remove_unused_columns` is false), since rewards read them. `label_smoothing_factor` is that of evaluation, where
+    answers are given; what else changes the loss of [`OFATrainer`] in training is refused.
 
     Args:
         num_samples (`int`, *optional*, defaults to 5): Answers to each row, at best two or more.
@@ -162,29 +163,20 @@ class SelfCriticalTrainingArguments(Seq2SeqTrainingArguments):
             `<unk>`. It holds for the loss too, as does the constraint of a task that has one.
 
     Raises:
-        `ValueError`: if a number is out of range.
+        `ValueError`: if a number is out of range, or an option has no meaning here.
     """
 
     num_samples: int = dataclasses.field(default=5, metadata={"help": "Answers to each row."})
     do_sample: bool = dataclasses.field(default=False, metadata={"help": "Draw answers instead of searching beams."})
     sentence_avg: bool = dataclasses.field(default=False, metadata={"help": "Mean over answers, not over tokens."})
-    constraint_range: list[int] | None = dataclasses.field(
-        default=None, metadata={"help": "First token, and the one behind the last, that may be written.", "nargs": 2}
-    )
-    remove_unused_columns: bool = dataclasses.field(
-        default=False, metadata={"help": "Whether to hide from the reward what the model does not read."}
-    )
 
     def __post_init__(self):
         super().__post_init__()
         if self.num_samples < 1:
             raise ValueError(f"num_samples is the number of answers to each row, at least 1, not {self.num_samples}.")
-        bounds = self.constraint_range
-        if bounds is not None and not (len(bounds) == 2 and 0 <= bounds[0] < bounds[1]):
-            raise ValueError(
-                "constraint_range is the first token and the one behind the last, such as [50265, 58457], not "
-                f"{bounds}."
-            )
+        for name in ("constrained_loss", "drop_worst_ratio", "rdrop_alpha", "encouraging_log_end", "sample_patch_num"):
+            if getattr(self, name):
+                raise ValueError(f"{name} is of training with given answers: self-critical training has none.")
 
 
 class _KeepRows:
@@ -199,14 +191,14 @@ class _KeepRows:
         return {**self.collator(rows), "rows": list(rows)}
 
 
-class SelfCriticalTrainer(Seq2SeqTrainer):
+class SelfCriticalTrainer(OFATrainer):
     """
-    [`Seq2SeqTrainer`] that trains on the model's own answers, each weighted by what it earned more than the others.
+    [`OFATrainer`] that trains on the model's own answers, each weighted by what it earned more than the others.
 
     Before each update the model answers all rows of it, in evaluation mode: the weights do not change in between, and
     so the loss is divided by the number of all tokens of the update, on all processes, as without accumulation. The
     loss then reads each picture once, with all answers to it as rows of the decoder. Evaluation is
-    [`Seq2SeqTrainer`]'s.
+    [`OFATrainer`]'s.
 
     The logs have `reward`, the mean of all answers, and the seconds that went by for each update: `sample_time` for
     answers, `reward_time` for rewards, `backward_time` for the loss and its gradients.
@@ -219,7 +211,7 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
         data_collator (`Callable`, *optional*):
             Makes batches of rows; by default `DataCollatorForOFA(processing_class)`. Rows that name no task have its
             `task`. Labels are only read in evaluation.
-        **kwargs: As for [`Seq2SeqTrainer`].
+        **kwargs: As for [`OFATrainer`].
 
     Raises:
         `TypeError`: if `args` or `processing_class` are others, or `reward` cannot be called.
@@ -239,8 +231,7 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
     ```
     """
 
-    # This loss is divided by the items of all batches that are accumulated.
-    loss_is_scaled_for_ga = True
+    args: SelfCriticalTrainingArguments
 
     def __init__(
         self,
@@ -260,6 +251,7 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
             raise TypeError(f"`processing_class` is the model's OFAProcessor, not {type(processing_class).__name__}.")
         if data_collator is None:
             data_collator = DataCollatorForOFA(processing_class)
+        self._task_of_all = getattr(data_collator, "task", None)
         super().__init__(model, args, data_collator, processing_class=processing_class, **kwargs)
         if self.args.remove_unused_columns:
             raise ValueError("The reward reads the rows of data: set remove_unused_columns=False.")
@@ -273,9 +265,9 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
             )
         self.reward = reward
         bounds = self.args.constraint_range
-        self._constraint = None if bounds is None else TokenRange(*bounds)
+        self._constraint = None if bounds is None else TokenRange(bounds[0], bounds[1])
         self._task_options: dict[str, dict[str, Any]] = {}
-        self._sums: defaultdict[str, float] = defaultdict(float)
+        self._seen: defaultdict[str, float] = defaultdict(float)
 
     def get_train_dataloader(self) -> DataLoader:
         collator = self.data_collator  # type: ignore[has-type]
@@ -291,7 +283,7 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
         """Gives the batches of one update, answered and rewarded, and the number by which their loss is divided."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         answered = [self.answer(batch) for batch in batches]
-        self._sums["updates"] += 1
+        self._seen["updates"] += 1
         count = torch.tensor(sum(self._count(batch["labels"]) for batch in answered), device=device)
         return answered, self.accelerator.reduce(count, "sum").clamp(min=1)
 
@@ -329,8 +321,8 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
         lengths = 1 if prompts is None else prompts.sum(1, keepdim=True).repeat_interleave(number, dim=0)
         labels = self._labels(sequences, lengths)
         written = labels.ne(-100).any(1).cpu()
-        self._sums["reward"] += rewards[written].sum().item()
-        self._sums["answers"] += int(written.sum())
+        self._seen["reward"] += rewards[written].sum().item()
+        self._seen["answers"] += int(written.sum())
         advantages = advantages_over_others(rewards.view(-1, number), written.view(-1, number)).flatten()
         if "code_masks" in inputs:
             inputs["code_masks"] = inputs["code_masks"].repeat_interleave(number, dim=0)
@@ -351,7 +343,7 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
     def compute_loss(
         self,
         model: nn.Module,
-        inputs: dict[str, Any],
+        inputs: Mapping[str, Any],
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
@@ -371,14 +363,14 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
-        if "loss" in logs and self._sums["updates"]:
-            logs = {**logs, **self._means()}
+        if "loss" in logs and self._seen["updates"]:
+            logs = {**logs, **self._seen_means()}
         super().log(logs, start_time)
 
     # Answers
 
     def _task(self, row: Mapping[str, Any]) -> Task:
-        task = row.get("task") or getattr(self.data_collator, "task", None)
+        task = row.get("task") or self._task_of_all
         if task is None:
             raise ValueError("A row names no task: give the rows a column `task`, or the collator task=.")
         return get_task(task)
@@ -417,7 +409,8 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
 
     def _without_targets(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """Gives inputs that tell no answer: of what the decoder reads, the prompts alone, padded on the right."""
-        kept = {name: value for name, value in inputs.items() if name != "labels" and not name.startswith("decoder_")}
+        told = ("labels", "task_ids", "sample_weights")
+        kept = {name: value for name, value in inputs.items() if name not in told and not name.startswith("decoder_")}
         ids, labels = inputs.get("decoder_input_ids"), inputs.get("labels")
         if ids is None:
             return kept
@@ -511,13 +504,13 @@ class SelfCriticalTrainer(Seq2SeqTrainer):
         yield
         if self.args.device.type != "cpu":
             torch.accelerator.synchronize()
-        self._sums[name] += time.perf_counter() - start
+        self._seen[name] += time.perf_counter() - start
 
-    def _means(self) -> dict[str, float]:
+    def _seen_means(self) -> dict[str, float]:
         """Gives the means since the last call, over all processes."""
         times = ("sample_time", "reward_time", "backward_time")
-        values = [self._sums[name] for name in ("updates", "answers", "reward", *times)]
-        self._sums.clear()
+        values = [self._seen[name] for name in ("updates", "answers", "reward", *times)]
+        self._seen.clear()
         sums = torch.tensor(values, dtype=torch.float32, device=self.args.device)
         updates, answers, reward, *seconds = self.accelerator.reduce(sums, "sum").tolist()
         means = {name: total / updates for name, total in zip(times, seconds, strict=True)}

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import Seq2SeqTrainer, Seq2SeqTrainingArguments
+from transformers import Seq2SeqTrainingArguments
 
 from ..answers_ofa import constraint_masks
 from ..constraints_ofa import TrieConstraint
@@ -17,6 +17,7 @@ from ..tasks_ofa import TASKS, Task, get_task
 from ..trie_ofa import AnswerTrie
 from .ema import EMACallback
 from .losses import LossSums, OFALoss
+from .sharding import ShardingTrainer
 
 
 @dataclass
@@ -88,36 +89,42 @@ class OFATrainingArguments(Seq2SeqTrainingArguments):
 class _RowsOfTasks:
     """
     Batches of a [`DataCollatorForOFA`], with what the trainer must know of the rows: `task_ids` of shape `(rows,)`,
-    places in `TASKS`, and `sample_weights` of shape `(rows,)`, where rows have a `confidence`. Both are tensors, so
+    places in `tasks`, and `sample_weights` of shape `(rows,)`, where rows have a `confidence`. Both are tensors, so
     that they are split and sent among processes as the rest of the batch.
     """
 
     def __init__(self, collator: DataCollatorForOFA):
         self.collator = collator
 
+    @property
+    def tasks(self) -> list[Task]:
+        """The tasks that rows may have: those with a name, and the collator's."""
+        own = self.collator.task
+        return [*TASKS.values()] if own is None else [*TASKS.values(), own]
+
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> Any:
         batch = self.collator(rows)
-        places = {name: place for place, name in enumerate(TASKS)}
+        known = self.tasks
         named: list[Any] = [row.get("task") or self.collator.task for row in rows]
         tasks = [get_task(one) for one in named]
         for task in tasks:
-            if TASKS.get(task.name) != task:
+            if task not in known:
                 raise ValueError(f"Task {task.name!r} has no name for the trainer: register_task(task) gives it one.")
-        batch["task_ids"] = torch.tensor([places[task.name] for task in tasks])
+        batch["task_ids"] = torch.tensor([known.index(task) for task in tasks])
         confidence = [row.get("confidence") for row in rows]
         if any(one is not None for one in confidence):
             batch["sample_weights"] = torch.tensor([1.0 if one is None else float(one) for one in confidence])
         return batch
 
 
-class OFATrainer(Seq2SeqTrainer):
+class OFATrainer(ShardingTrainer):
     """
     [`~transformers.Seq2SeqTrainer`] with the losses of the official recipes ([`OFALoss`]). What a batch costs is
     divided by the tokens that count in all its parts, whatever `gradient_accumulation_steps` and the number of
-    processes. Rows with a `confidence` are weighted by it in training; with `predict_with_generate` each row is
-    decoded as its task is (constraint, lengths, beams), behind its decoder prompt, which is not part of the
-    predictions. `nll_loss`, the plain negative log-likelihood, is logged beside `loss`. In
-    evaluation both are means over tokens, whatever the batches.
+    processes. All weights decay, biases and norms too, as officially. Rows with a `confidence` are weighted by it in
+    training; with `predict_with_generate` each row is decoded as its task is (constraint, lengths, beams), behind its
+    decoder prompt, which is not part of the predictions. `nll_loss`, the plain negative log-likelihood, is logged
+    beside `loss`. In evaluation both are means over tokens, whatever the batches.
 
     Args:
         model ([`OFAForConditionalGeneration`]): The model, or a `peft` model of it.
@@ -172,6 +179,9 @@ class OFATrainer(Seq2SeqTrainer):
         if args.ema_decay is not None:
             self._ema = EMACallback(args.ema_decay, args.ema_start_step, args.ema_final_model)
             self.add_callback(self._ema)
+
+    def get_decay_parameter_names(self, model: nn.Module) -> list[str]:
+        return [name for name, _ in model.named_parameters()]
 
     def _check_fit(self) -> None:
         """Refuses what would fail, or fail to learn, in the middle of training."""
@@ -314,8 +324,8 @@ class OFATrainer(Seq2SeqTrainer):
     # Tasks
 
     def _tasks(self, task_ids: torch.Tensor) -> list[Task]:
-        rows = list(TASKS.values())
-        return [rows[place] for place in task_ids.tolist()]
+        known = self.data_collator.tasks
+        return [known[place] for place in task_ids.tolist()]
 
     def _trie(self, task: Task) -> AnswerTrie | None:
         """The trie of a task's closed list, built once; `None` if it writes freely."""
