@@ -102,6 +102,7 @@ class OFAPreTrainedModel(PreTrainedModel):
     _keys_to_ignore_on_load_unexpected = [
         r"(encoder|decoder)\.(version|token_rp_bucket|image_rp_bucket|image_position_idx)$",
         r"decoder\.output_projection\.weight$",
+        r"num_batches_tracked$",  # which only a ResNet that is trained has
     ]
 
     def __init__(self, config: OFAConfig, *args: Any, **kwargs: Any):

@@ -217,6 +217,27 @@ def test_bfloat16_trains_and_evaluates(trainer_type, processor, rows, tmp_path):
     assert math.isfinite(exact) and math.isfinite(losses(trainer)[-1])
 
 
+def test_float16_with_scaled_gradients_learns_as_float32(processor, rows, tmp_path):
+    """What `fp16=True` does, which accelerate offers on a GPU only."""
+    arguments = OFATrainingArguments(**options(tmp_path, label_smoothing_factor=0.1))
+    found: dict[bool, list[float]] = {True: [], False: []}
+    for half, values in found.items():
+        trainer = OFATrainer(small_model(processor), arguments, collator(processor), train_dataset=rows)
+        model, scaler = trainer.model.train(), torch.amp.GradScaler("cpu", enabled=half, init_scale=2.0**10)
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.02)
+        batch = trainer.data_collator(rows)
+        for _ in range(4):
+            with torch.autocast("cpu", torch.float16, enabled=half):
+                loss = trainer.compute_loss(model, batch)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            optimizer.zero_grad()
+            values.append(loss.item())
+        assert scaler.get_scale() == (2.0**10 if half else 1.0)  # no gradient was infinite
+    assert found[True] == pytest.approx(found[False], rel=5e-3) and found[True][-1] < found[True][0]
+
+
 def test_a_model_in_half_precision_takes_float32_pictures(processor, rows, tmp_path):
     model = small_model(processor).to(torch.bfloat16)
     arguments = OFATrainingArguments(**options(tmp_path, learning_rate=1e-3))
