@@ -20,6 +20,7 @@ from typing import Any, Literal
 import datasets
 import torch
 from transformers import TrainingArguments, set_seed
+from transformers.modeling_utils import load_state_dict
 
 from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor
 from modeling_ofa.cli.errors import CommandError, first_line
@@ -46,6 +47,9 @@ class PretrainingRecipe:
 
     size: str | None = _setting(None, "from scratch: tiny, medium, base, large or huge")
     checkpoint: str | None = _setting(None, "or from these weights on: a folder or Hub id")
+    backbone: str | None = _setting(
+        None, "from scratch, but with these weights of the ResNet: a file of torchvision's names"
+    )
     processor: str | None = _setting(None, "folder or Hub id of tokenizer and processor (default: the checkpoint's)")
     model_config: str | None = _setting(None, "fields of OFAConfig: a mapping, or JSON on the command line")
     image_text: str | None = _setting(
@@ -57,6 +61,7 @@ class PretrainingRecipe:
     negatives: str | None = _setting(None, "folder with all_captions.txt, object.txt and type2ans.json")
     on_bad_row: Literal["raise", "skip"] = _setting("raise", "what to do with damaged rows: raise or skip")
     image_size: int = _setting(384, "side of pictures with texts")
+    augment: bool = _setting(True, "cut, enlarge and mirror pictures as officially")
     sample_patch_num: int = _setting(196, "patches drawn from each of these; 0 takes all")
     total_batch_size: int | None = _setting(None, "image-text Examples a step, of all processes")
     num_streams: int = _setting(64, "parts of the data that are read in turn; a multiple of processes times workers")
@@ -84,9 +89,27 @@ def load_model(recipe: PretrainingRecipe, processor: OFAProcessor) -> OFAForCond
     refuse_unknown(fields, [one.name for one in dataclasses.fields(OFAConfig)], "model_config: ")
     if recipe.size is None:
         return _load(OFAForConditionalGeneration, recipe.checkpoint, dtype=torch.float32, **fields)
-    return OFAForConditionalGeneration(
-        OFAConfig.from_size(recipe.size, **{"vocab_size": len(processor.tokenizer), **fields})
-    )
+    config = OFAConfig.from_size(recipe.size, **{"vocab_size": len(processor.tokenizer), **fields})
+    model = OFAForConditionalGeneration(config)
+    if recipe.backbone is not None:
+        load_backbone(model.model.encoder.embed_images, recipe.backbone)
+    return model
+
+
+def load_backbone(resnet: torch.nn.Module, path: str) -> None:
+    """Loads the weights of a classifier, without its last stage: officially one that knows ImageNet."""
+    if not os.path.isfile(path):
+        raise ValueError(f"backbone: there is no file {path}.")
+    weights, own = load_state_dict(path), resnet.state_dict()
+    wrong = [
+        name for name, one in own.items() if one.ndim and (name not in weights or weights[name].shape != one.shape)
+    ]
+    if wrong:
+        raise ValueError(
+            f"backbone: {path} has no {wrong[0]} of shape {tuple(own[wrong[0]].shape)} ({len(wrong)} weights do not "
+            "fit): it is no ResNet, or one of another size."
+        )
+    resnet.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
 
 
 def _load(cls: Any, name: str | None, **options: Any) -> Any:
@@ -99,6 +122,8 @@ def _load(cls: Any, name: str | None, **options: Any) -> Any:
 def run(recipe: PretrainingRecipe, args: TrainingArguments) -> None:
     if (recipe.size is None) == (recipe.checkpoint is None):
         raise ValueError("Say either a size, to start from scratch, or a checkpoint.")
+    if recipe.backbone is not None and recipe.checkpoint is not None:
+        raise ValueError("A checkpoint has a ResNet: backbone is for runs from scratch.")
     if recipe.image_text is None or recipe.negatives is None:
         raise ValueError("Pre-training needs image_text and negatives.")
     source = recipe.processor or recipe.checkpoint
@@ -114,7 +139,7 @@ def run(recipe: PretrainingRecipe, args: TrainingArguments) -> None:
     with args.main_process_first(desc="reading data"):  # the others find what is prepared in the cache
         data = {name: load_source(spec, name, recipe) for name, spec in found.items() if spec is not None}
     mixture = PretrainingMixture(
-        PretrainingRows(processor, negatives, recipe.image_size, model.config.code_image_size),
+        PretrainingRows(processor, negatives, recipe.image_size, model.config.code_image_size, recipe.augment),
         **data,
         num_streams=recipe.num_streams,
         shuffle_buffer=recipe.shuffle_buffer,

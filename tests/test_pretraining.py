@@ -25,7 +25,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 from torch.utils.data import DataLoader
 from transformers import TrainingArguments
 
-from modeling_ofa import OFAForConditionalGeneration, OFAImageProcessorPil, OFAProcessor, OFATokenizer
+from modeling_ofa import (
+    DataCollatorForOFA,
+    OFAForConditionalGeneration,
+    OFAImageProcessorPil,
+    OFAProcessor,
+    OFATokenizer,
+)
 from modeling_ofa.data import load_examples
 from modeling_ofa.data.augment import Randomness
 from modeling_ofa.training.pretraining import (
@@ -315,6 +321,30 @@ def test_each_of_the_eight_tasks_asks_and_answers_as_officially(tiny):
     for read, answer in found["object_detection"]:
         assert read == " what are the objects in the image?" and answer.count("<bin_") in (4, 8)
     assert len(found) == 8
+
+
+def test_other_tasks_are_a_row_each_and_asked_as_in_fine_tuning(tiny):
+    examples, rng = tiny.examples["image_text"], Randomness.seeded(0)
+    own = {"id": "e", "task": "visual_entailment", "image": examples[0]["image"], "text": "a dog", "target": "maybe"}
+    rows = PretrainingRows(tiny.processor, NEGATIVES, 64, 32)
+    [row] = rows.image_text({**dict.fromkeys(examples[0]), **own}, rng)
+    pairs = rows.image_text(examples[0], rng)
+    [part] = PretrainingCollator(tiny.processor, 64, 32)({"rows": ([row, *pairs], [])})["parts"]
+    expected = DataCollatorForOFA(tiny.processor, decoder_prompt="none", size=64)([own])
+    length = expected["input_ids"].shape[1]
+    assert part["input_ids"][0, :length].tolist() == expected["input_ids"][0].tolist()
+    assert part["labels"][0][part["labels"][0] >= 0].tolist() == expected["labels"][0].tolist()
+    assert torch.equal(part["pixel_values"][0], expected["pixel_values"][0]) and part["sample_weights"][0] == 1
+
+
+def test_pictures_are_left_whole_where_nothing_is_to_be_augmented(tiny):
+    rows = PretrainingRows(tiny.processor, NEGATIVES, 64, 32, augment=False)
+    boxed = next(example for example in tiny.examples["image_text"] if example["task"] == "visual_grounding")
+    grounding, region = rows.image_text(boxed, Randomness.seeded(0))
+    assert grounding["image"].size == (80, 70) and region["image"].size == (80, 70)
+    assert grounding["target"] == [20, 10, 60, 50] and region["text"] == "20.0,10.0,60.0,50.0"
+    detected = rows.object_detection(tiny.examples["detection"][0], Randomness.seeded(0))
+    assert [one["box"] for one in detected["target"]] == [[5, 5, 60, 60], [0, 0, 79, 69]]
 
 
 # --- streams and schedule ------------------------------------------------------------------------------------------
@@ -632,6 +662,7 @@ def test_empty_lists_numbers_and_lists_keep_their_types(tmp_path):
         (("--negatives", "nowhere"), "No such file"),
         (("--processor", "./nowhere"), "cannot load ./nowhere"),
         (("--model_config.dropot", "0"), "model_config: there is no setting 'dropot'; did you mean 'dropout'"),
+        (("--backbone", "nowhere.pth"), "there is no file nowhere.pth"),
         (("--text", "nowhere.tsv"), "No such file: nowhere.tsv"),
         (("--text", '{"format": "parquet"}'), "need a path"),
         (("--sample_patch_num", "20"), "have 16 patches"),
@@ -656,6 +687,19 @@ def test_a_checkpoint_is_trained_on(tiny, tmp_path):
     again = OFAForConditionalGeneration.from_pretrained(tmp_path / "more")
     for name, value in model.named_parameters():
         assert torch.equal(again.get_parameter(name), value)
+
+
+def test_the_resnet_may_begin_with_the_weights_of_a_classifier(tiny, tmp_path, capsys):
+    weights = tiny.model().model.encoder.embed_images.state_dict()
+    weights["bn1.running_mean"] += 1.0
+    torch.save({**weights, "layer4.0.conv1.weight": torch.zeros(3), "fc.bias": torch.zeros(9)}, tmp_path / "good.pth")
+    torch.save({**weights, "conv1.weight": torch.zeros(3, 3, 7, 7)}, tmp_path / "bad.pth")
+    words = ["--learning_rate", "0.0", "--max_steps", "1", "--model_config.freeze_resnet", "true"]
+    assert pretrain.main(tiny.recipe(tmp_path / "run", *words, "--backbone", str(tmp_path / "good.pth"))) == 0
+    trained = OFAForConditionalGeneration.from_pretrained(tmp_path / "run").model.encoder.embed_images.state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in trained.items())
+    assert pretrain.main(tiny.recipe(tmp_path / "no", *words, "--backbone", str(tmp_path / "bad.pth"))) == 2
+    assert "bad.pth has no conv1.weight of shape" in capsys.readouterr().err
 
 
 def test_two_processes_train_as_one_does_and_are_killed_and_one_goes_on(tiny, tmp_path):

@@ -15,6 +15,7 @@ from ..data.augment import Randomness
 from ..data.collator import DataCollatorForOFA
 from ..data.readers import OnBadRow
 from ..processing_ofa import OFAProcessor
+from ..tasks_ofa import TASKS
 from .pretraining_rows import PretrainingRows, Row
 from .streams import RowStream, StreamShare
 
@@ -26,7 +27,7 @@ EVERY = 8
 EXTRAS = {"text": 2, "image": 1, "detection": 1}
 _MOST_BAD = 100  # one after the other
 TASKS_OF = {
-    "image_text": ("caption", "vqa", "visual_grounding"),
+    "image_text": tuple(TASKS),
     "text": ("text_infilling",),
     "image": ("image_infilling",),
     "detection": ("object_detection",),
@@ -43,7 +44,8 @@ class PretrainingMixture:
 
     Args:
         rows ([`PretrainingRows`]): Makes the rows.
-        image_text (`IterableDataset` or `Dataset`): Examples of `caption`, `vqa` and `visual_grounding`.
+        image_text (`IterableDataset` or `Dataset`):
+            Examples of `caption`, `vqa` and `visual_grounding`, and of other tasks, if they are to be learned beside.
         text (`IterableDataset` or `Dataset`, *optional*): Examples of `text_infilling`.
         image (`IterableDataset` or `Dataset`, *optional*): Examples of `image_infilling`.
         detection (`IterableDataset` or `Dataset`, *optional*): Examples of `object_detection`.
@@ -96,7 +98,7 @@ class PretrainingMixture:
             rng ([`Randomness`]): Where numbers are drawn.
 
         Raises:
-            ValueError: It is of another task.
+            ValueError: It is of a task that these Examples may not be of.
             BadRow: It is damaged.
         """
         if example.get("task") not in TASKS_OF[name]:

@@ -13,7 +13,7 @@ import PIL.Image
 from ..data.augment import Randomness
 from ..data.collator import encoded_picture
 from ..data.noise import TextInfilling
-from ..data.transforms import training_transform
+from ..data.transforms import TrainingTransform, training_transform
 from ..processing_ofa import OFAProcessor
 from ..tasks_ofa import TASKS, clean_question, clean_text
 
@@ -134,10 +134,17 @@ class PretrainingRows:
         image_size (`int`, *optional*, defaults to 384): Side of the pictures of image-text rows.
         code_image_size (`int`, *optional*, defaults to 128):
             Side of the middle that image infilling draws. The pictures of these rows are twice as large.
+        augment (`bool`, *optional*, defaults to `True`):
+            Whether pictures are cut, enlarged and mirrored as officially, and not just resized.
     """
 
     def __init__(
-        self, processor: OFAProcessor, negatives: Negatives, image_size: int = 384, code_image_size: int = 128
+        self,
+        processor: OFAProcessor,
+        negatives: Negatives,
+        image_size: int = 384,
+        code_image_size: int = 128,
+        augment: bool = True,
     ):
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.negatives = negatives
@@ -149,6 +156,8 @@ class PretrainingRows:
             "visual_grounding": training_transform("visual_grounding", image_size, image_size * 5 // 4),
             "object_detection": training_transform("object_detection", 2 * code_image_size),
         }
+        if not augment:
+            self.transforms = dict.fromkeys(self.transforms, TrainingTransform(steps=()))
         # Small models have fewer positions; insertions may make a text a little longer.
         room = self.tokenizer.model_max_length - len(self.tokenizer(TASKS["text_infilling"].instruction)["input_ids"])
         self.max_text = min(_TEXT_TOKENS, room * 3 // 4)
@@ -156,22 +165,18 @@ class PretrainingRows:
     def image_text(self, example: Mapping[str, Any], rng: Randomness) -> list[Row]:
         """
         Gives two rows: a caption or a question, and with it the question whether one like it is right, which is wrong
-        half of the time; or a phrase to ground, and its region to describe.
+        half of the time; or a phrase to ground, and its region to describe. An Example of any other task, which the
+        official data has not, is one row, asked as in fine-tuning.
 
         Args:
-            example (`Mapping[str, Any]`): An Example of `caption`, `vqa` or `visual_grounding`.
+            example (`Mapping[str, Any]`): An Example.
             rng ([`Randomness`]): Where numbers are drawn, in the official order.
-
-        Raises:
-            ValueError: It is of another task.
         """
         task = example["task"]
         if task == "visual_grounding":
             return self._grounding(example, rng)
         if task not in ("caption", "vqa"):
-            raise ValueError(
-                f"Pre-training on pictures and texts has no task {task!r}: caption, vqa, visual_grounding."
-            )
+            return [{"unlearned": 0, **example, "confidence": _confidence(example)}]
         picture = self.transforms["caption"](self._picture(example), rng=rng).picture
         row = _row(task, picture, example, target=example["target"])
         if task == "caption":
@@ -236,12 +241,16 @@ class PretrainingRows:
         return self.processor.image_processor.fetch_images(encoded_picture(example["image"]))
 
 
-def _row(task: str, picture: PIL.Image.Image | None, example: Mapping[str, Any], **columns: Any) -> Row:
+def _confidence(example: Mapping[str, Any]) -> float:
     weight = example.get("confidence")
+    return 1.0 if weight is None else weight
+
+
+def _row(task: str, picture: PIL.Image.Image | None, example: Mapping[str, Any], **columns: Any) -> Row:
     return {
         "task": PRETRAINING_TASKS[task],
         "image": picture,
-        "confidence": 1.0 if weight is None else weight,
+        "confidence": _confidence(example),
         "unlearned": 0,
         **columns,
     }
