@@ -33,6 +33,7 @@ from build_world import (
 from PIL import Image
 
 from modeling_ofa import OFAForConditionalGeneration, OFAProcessor
+from modeling_ofa.hub import Card, Measured
 
 
 COUNTED = {one(name): (name, 1) for name in NAMES} | {
@@ -138,44 +139,63 @@ def evaluate_on(
 
 
 # --- model card ----------------------------------------------------------------------------------------------------
-CARD = """---
-library_name: transformers
-pipeline_tag: image-text-to-text
-license: apache-2.0
-language: en
-tags: [ofa, image-captioning, visual-question-answering, visual-grounding]
----
+SUMMARY = """\
+A small OFA, in half precision, that ships inside the `modeling_ofa` package, so that it can show its main job without
+a download: captions, answers and boxes. It knows {names} everyday objects as emoji show them, English words for them,
+and scenes of one to four objects at {size} pixels a side. **They are composed scenes, not photographs: this model says
+nothing useful about photographs.**"""
+USAGE = """\
+```python
+from PIL import Image
 
-# OFA, embedded
+from modeling_ofa import DEFAULT_CHECKPOINT, OFAForConditionalGeneration, OFAProcessor
 
-A small OFA ({parameters:.1f} million parameters, half precision) that ships inside the `modeling_ofa` package, so that
-it can show its main job without a download: captions, answers and boxes. It was trained from zero, by
-`scripts/train_embedded.py`, on {scenes:,} composed scenes of emoji artwork, each with two to four tasks.
-
-It knows {names} everyday objects as emoji show them, English words for them, and scenes of one to four objects at
-{size} pixels a side. **They are composed scenes, not photographs: this model says nothing useful about photographs.**
-
-## Measured
-
-{evaluated} fresh scenes per design. Trained on {train}; Twemoji was never seen in training; OpenMoji's black
-outlines are far from everything that was. Decoding is greedy. *Chance*: for captions the caption of another scene, for
-questions the most frequent answer of that kind, for boxes the median box of all targets (IoU at least 0.5).
+processor = OFAProcessor.from_pretrained(DEFAULT_CHECKPOINT)
+model = OFAForConditionalGeneration.from_pretrained(DEFAULT_CHECKPOINT).eval()
+inputs = processor(task="vqa", images=Image.open("picture.png"), text="what is on the left?", return_tensors="pt")
+ids = model.generate(**inputs, **processor.generation_kwargs("vqa"))
+print(processor.post_process(ids, task="vqa")[0]["text"])
+```"""
+TRAINING = """\
+From zero, by `scripts/train_embedded.py`, on {scenes:,} composed scenes, each with two to four tasks. The artwork is
+{credits}. None of it is part of this folder."""
+EVALUATION = """\
+By `scripts/evaluate_embedded.py` on {evaluated} fresh scenes per design. Trained on {train}; Twemoji (Twitter and
+contributors, CC BY 4.0) was never seen in training; OpenMoji's black outlines (CC BY-SA 4.0) are far from everything
+that was. Decoding is greedy. *Chance*: for captions the caption of another scene, for questions the most frequent
+answer of that kind, for boxes the median box of all targets (IoU at least 0.5).
 
 {table}
 
 Twemoji scenes were never trained on, but they were looked at while the recipe and greedy decoding were chosen, so
-their scores are no blind test. A score near its chance means that the model guesses there: read the table before
-you rely on an answer. The exact numbers stand in `metrics.json`.
-
-## Artwork
-
-Trained on {credits}. Tested on Twemoji (Twitter and contributors, CC BY 4.0) and OpenMoji (CC BY-SA 4.0). No artwork
-is part of this folder.
-"""
+their scores are no blind test. The exact numbers stand in `metrics.json`."""
+LIMITS = """\
+- Composed scenes of emoji artwork only, {names} objects, English only.
+- A score near its chance means that the model guesses there: read the table before you rely on an answer."""
 CREDITS = (
     "Noto Emoji in two versions (Google, Apache 2.0), Fluent Emoji Flat (Microsoft, MIT), FxEmojis (Mozilla, Apache "
     "2.0) and EmojiTwo (CC BY 4.0)"
 )
+
+
+def headlines(metrics: dict[str, Any], evaluated: int) -> list[Measured]:
+    """One score per task and design."""
+    found = []
+    for design, part in metrics.items():
+        data, caption, vqa, boxes = (
+            f"scenes of {design}",
+            part["caption"],
+            part["vqa"]["all"],
+            part["visual_grounding"],
+        )
+        found += [
+            Measured("caption", "exact", caption["exact"], evaluated, data=data, chance=caption["exact by chance"]),
+            Measured("vqa", "accuracy", vqa["accuracy"], vqa["n"], data=data, chance=vqa["by chance"]),
+            Measured(
+                "visual_grounding", "accuracy", boxes["accuracy"], boxes["n"], data=data, chance=boxes["by chance"]
+            ),
+        ]
+    return found
 
 
 def write_card(folder: Path, metrics: dict[str, Any], scenes: int, evaluated: int) -> None:
@@ -203,17 +223,27 @@ def write_card(folder: Path, metrics: dict[str, Any], scenes: int, evaluated: in
         if chance is not None:
             cells = [f"{cell} ({100 * value:.1f})" for cell, value in zip(cells, chance, strict=True)]
         table.append(f"| {label} | " + " | ".join(cells) + " |")
-    model = OFAForConditionalGeneration.from_pretrained(folder)
-    card = CARD.format(
-        parameters=model.num_parameters() / 1e6,
-        scenes=scenes,
-        names=len(NAMES),
-        size=OFAProcessor.from_pretrained(folder).max_image_size,
-        evaluated=evaluated,
-        train=", ".join(TRAIN_DESIGNS),
-        table="\n".join(table),
-        credits=CREDITS,
-    )
+    processor = OFAProcessor.from_pretrained(folder)
+    known = {
+        "names": len(NAMES),
+        "size": processor.max_image_size,
+        "scenes": scenes,
+        "credits": CREDITS,
+        "evaluated": evaluated,
+        "train": ", ".join(TRAIN_DESIGNS),
+        "table": "\n".join(table),
+    }
+    card = Card(
+        title="OFA, embedded",
+        summary=SUMMARY.format(**known),
+        license="apache-2.0",
+        language=["en"],
+        results=headlines(metrics, evaluated),
+        usage=USAGE,
+        training=TRAINING.format(**known),
+        evaluation=EVALUATION.format(**known),
+        limits=LIMITS.format(**known),
+    ).of_model("ofa-embedded", OFAForConditionalGeneration.from_pretrained(folder), processor)
     (folder / "README.md").write_text(card, encoding="utf-8")
 
 

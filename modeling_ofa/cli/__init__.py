@@ -16,6 +16,7 @@ from .demo import DEFAULT_OUTPUT, run_demo
 from .errors import CommandError
 from .listing import run_listing
 from .predictor import DTYPES
+from .push import add_push_arguments, run_push
 from .request import takes_answers
 from .run import run_task
 
@@ -108,6 +109,21 @@ def build_parser() -> argparse.ArgumentParser:
         "--output", metavar="DIR", default=DEFAULT_OUTPUT, help="folder for the drawn picture (default: %(default)s)"
     )
     demo.set_defaults(run=run_demo)
+
+    summary = "Publish a model, an adapter or a data set on the Hub."
+    push = commands.add_parser(
+        "push",
+        help=summary,
+        description=summary + " A model goes with the code that others need to load it, and with a card.",
+        epilog="examples:\n  ofa push runs/captions ofa-captions --dry-run\n"
+        "  ofa push runs/captions ME/ofa-captions --private --license apache-2.0\n"
+        "  ofa push runs/lora ME/ofa-lora --base-model ME/ofa-captions\n"
+        "  ofa push data ME/my-questions --type dataset",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[as_json],
+    )
+    add_push_arguments(push)
+    push.set_defaults(run=run_push)
     return parser
 
 
