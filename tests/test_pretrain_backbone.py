@@ -1,0 +1,103 @@
+"""A ResNet learns to name patches, and the model begins with it."""
+
+import importlib.util
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from datasets import Dataset
+from PIL import Image
+from safetensors.torch import load_file
+
+from modeling_ofa import OFAConfig, OFAImageProcessorPil
+from modeling_ofa.data.example import complete
+from modeling_ofa.data.readers import EXAMPLE_FEATURES
+from modeling_ofa.vision_ofa import OFAResNet
+
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "pretrain_backbone.py"
+spec = importlib.util.spec_from_file_location("pretrain_backbone", SCRIPT)
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+COLOURS = {"sea": (0, 60, 200), "leaf": (30, 180, 40), "brick": (190, 50, 30)}
+CONFIG = {"resnet_depths": [1, 1, 1], "resnet_embedding_size": 8}
+
+
+def rows(number: int) -> list[dict]:
+    """Grey pictures with two squares each, whose colours are their names."""
+    rng, made = np.random.default_rng(0), []
+    for i in range(number):
+        picture, boxes, names = Image.new("RGB", (64, 64), (128, 128, 128)), [], []
+        for x in (0, 32):
+            name = rng.choice(list(COLOURS))
+            y = int(rng.integers(0, 3)) * 16
+            box = (x, y, x + 32, y + 16)
+            picture.paste(COLOURS[name], box)
+            boxes.append(box)
+            names.append(str(name))
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        columns = {"id": str(i), "task": "object_detection", "image": file.getvalue(), "boxes": boxes, "labels": names}
+        made.append(complete(columns, labelled=True))
+    return made
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("boxes") / "data"
+    folder.mkdir()
+    Dataset.from_list(rows(64), features=EXAMPLE_FEATURES).to_parquet(folder / "train-00000-of-00001.parquet")
+    return folder.parent
+
+
+def words(data: Path, output: Path, *more: str) -> list[str]:
+    settings = {"data": json.dumps({"format": "parquet", "path": str(data)}), "model_config": json.dumps(CONFIG)}
+    settings |= {"image_size": 64, "output_dir": str(output), "max_steps": 30, "per_device_train_batch_size": 16}
+    settings |= {"learning_rate": 1e-2, "use_cpu": True, "report_to": "none", "logging_steps": 5, "save_steps": 10}
+    settings |= {"lr_scheduler_type": "constant"}
+    return [*(word for name, value in settings.items() for word in (f"--{name}", str(value))), *more]
+
+
+def test_a_patch_has_the_name_of_the_smallest_box_around_its_middle():
+    collate = script.PatchCollator(OFAImageProcessorPil(size={"height": 64, "width": 64}), ["frame", "thing"])
+    row = {
+        "image": Image.new("RGB", (128, 128)),
+        "boxes": [[30.0, 50.0, 90.0, 128.0], [0.0, 0.0, 128.0, 128.0]],
+        "labels": ["thing", "frame"],
+    }
+    without = {"image": Image.new("RGB", (50, 60)), "boxes": [], "labels": []}
+    batch = collate([row, without])
+    # Patches of 64 pixels in 4 x 4 have their middles at 16, 48, 80 and 112 of the 128.
+    assert batch["labels"].view(2, 4, 4)[0].tolist() == [[1, 1, 1, 1], [1, 1, 1, 1], [1, 2, 2, 1], [1, 2, 2, 1]]
+    assert not batch["labels"][1].any() and batch["pixel_values"].shape == (2, 3, 64, 64)
+
+
+def test_it_learns_and_its_weights_are_those_of_a_resnet(data, tmp_path, capsys):
+    assert script.main(words(data, tmp_path / "run")) == 0
+    weights = load_file(capsys.readouterr().out.strip().splitlines()[-1])
+    OFAResNet(OFAConfig(**CONFIG)).load_state_dict(weights)
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text(encoding="utf-8"))
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[-1] < 0.5 * losses[0]
+
+    # The same command is over at once, and a longer one goes on.
+    assert script.main(words(data, tmp_path / "run", "--max_steps", "31")) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 31 and len(state["log_history"]) >= len(losses)
+    again = load_file(tmp_path / "run" / "resnet.safetensors")
+    assert 0 < (again["conv1.weight"] - weights["conv1.weight"]).abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--data", '{"format": "parquet", "path": "nowhere"}'], "nowhere"),
+        (["--learning_rat", "1"], "did you mean 'learning_rate'"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(data, tmp_path, capsys, more, message):
+    assert script.main(words(data, tmp_path, *more)) == 2
+    assert message in capsys.readouterr().err
