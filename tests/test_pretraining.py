@@ -565,6 +565,18 @@ def test_what_does_not_fit_together_is_refused_before_the_first_step(tiny, tmp_p
         PretrainingTrainer(model, args, tiny.mixture(), sample_patch_num=change.get("patches"))
 
 
+def test_processes_that_share_the_weights_are_refused(tiny, tmp_path, monkeypatch):
+    create = PretrainingTrainer.create_accelerator_and_postprocess
+
+    def divided(trainer):
+        create(trainer)
+        trainer.is_fsdp_enabled = True
+
+    monkeypatch.setattr(PretrainingTrainer, "create_accelerator_and_postprocess", divided)
+    with pytest.raises(ValueError, match="those of pre-training are not: use plain data parallelism"):
+        PretrainingTrainer(tiny.model(), arguments(tmp_path), tiny.mixture())
+
+
 def test_data_of_other_tasks_and_of_other_sizes_is_refused_before_the_first_step(tiny):
     data = tiny.data()
     with pytest.raises(ValueError, match="The data for text holds Examples of text_infilling, not of 'object_det"):

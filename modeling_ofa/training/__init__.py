@@ -2,7 +2,8 @@
 
 from .ema import EMACallback
 from .losses import LossSums, OFALoss
+from .sharding import ShardingTrainer
 from .trainer import OFATrainer, OFATrainingArguments
 
 
-__all__ = ["EMACallback", "LossSums", "OFALoss", "OFATrainer", "OFATrainingArguments"]
+__all__ = ["EMACallback", "LossSums", "OFALoss", "OFATrainer", "OFATrainingArguments", "ShardingTrainer"]

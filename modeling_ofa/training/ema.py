@@ -64,13 +64,14 @@ class EMACallback(TrainerCallback):
     ):
         """
         Raises:
-            ValueError: DeepSpeed keeps the weights, or training resumes from a checkpoint without an average.
+            ValueError: DeepSpeed has the weights, or training resumes from a checkpoint without an average.
         """
-        kind = AcceleratorState().distributed_type
-        if kind in (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM):
+        kind, is_fsdp2 = AcceleratorState().distributed_type, AcceleratorState().is_fsdp2
+        kinds = (DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM, DistributedType.FSDP)
+        if kind in kinds and not is_fsdp2:
             raise ValueError(
-                f"{kind.value} keeps the weights to itself, where they cannot be averaged: train without EMA, or with "
-                "FSDP or plain data parallelism."
+                f"{kind.value} keeps the weights to itself, where they cannot be averaged: train without EMA, with "
+                "plain data parallelism, or with the second version of FSDP."
             )
         self._set_aside = self._saved_step = None
         weights = _trained(model)

@@ -66,6 +66,11 @@ class PretrainingTrainer(Trainer):
         args.ignore_data_skip = True  # the streams are where they were, and batches need not be made to be thrown away
         processor = train_dataset.rows.processor
         super().__init__(model, args, train_dataset=train_dataset, processing_class=processor, **kwargs)
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(
+                "Processes that share the weights need batches that are alike, and those of pre-training are not: use "
+                "plain data parallelism."
+            )
         self.loss = OFALoss()
         self._taken = 0  # batches, by all processes
         self._streams: dict[int, Any] = {}  # where they are

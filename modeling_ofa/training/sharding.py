@@ -1,36 +1,54 @@
-"""`Seq2SeqTrainer` where FSDP divides the model among processes."""
+"""`Seq2SeqTrainer` where FSDP or DeepSpeed divides the model among processes."""
 
 from typing import Any
 
 import torch
 from torch.distributed.fsdp import StateDictType
 from transformers import PreTrainedModel, Seq2SeqTrainer
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..vision_ofa import PATCH_SIZE
 
 
 class ShardingTrainer(Seq2SeqTrainer):
     """
-    [`~transformers.Seq2SeqTrainer`], and what OFA needs where `accelerate` divides its weights by FSDP. Each process
-    then has a part of every weight, and all wait for each other wherever one of them uses one. Without FSDP it adds
-    nothing.
+    [`~transformers.Seq2SeqTrainer`], and what OFA needs where `accelerate` divides its weights among processes, by
+    FSDP or by ZeRO-3 of DeepSpeed. Each process then has a part of every weight, and all wait for each other wherever
+    one of them uses one. Without them it adds nothing.
 
     Raises:
-        ValueError: Under FSDP, the model leaves out layers at random.
+        ValueError: The model leaves out layers at random, or FSDP is set up so that it cannot divide or resume OFA.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
+        self._is_divided = self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        config = self.model.config
+        if self._is_divided and (config.encoder_layerdrop or config.decoder_layerdrop):
+            raise ValueError(
+                "Processes that share the weights must run the same layers: set encoder_layerdrop and "
+                "decoder_layerdrop to 0."
+            )
         if not self.is_fsdp_enabled:
             return
-        config = self.model.config
-        if config.encoder_layerdrop or config.decoder_layerdrop:
-            raise ValueError(
-                "Under FSDP all processes must run the same layers: set encoder_layerdrop and decoder_layerdrop to 0."
-            )
+        if not self.accelerator.is_fsdp2:
+            raise ValueError("The first version of FSDP is not supported: set fsdp_version: 2.")
+        # By this `generate` knows that all processes must take as many steps; accelerate does not say it.
+        self.model._is_fsdp_managed_module = True
         if config.tie_word_embeddings:
+            if self.accelerator.state.fsdp_plugin.state_dict_type == StateDictType.FULL_STATE_DICT:
+                raise ValueError(
+                    "torch cannot go on from whole checkpoints of a model with tied weights: set FSDP's "
+                    "state_dict_type to SHARDED_STATE_DICT. The model at the end is saved whole in any case."
+                )
             # One module for encoder and decoder: a weight of input and output can be divided, one of three cannot.
             self.model.set_input_embeddings(self.model.get_input_embeddings())
+
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        found = optimizer or self.optimizer
+        if self.is_deepspeed_enabled and not hasattr(found.optimizer, "defaults"):
+            found.optimizer.defaults = {"lr": self.args.learning_rate}  # which polynomial schedules read
+        return super().create_scheduler(num_training_steps, optimizer)
 
     def _prepare_inputs(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """
@@ -40,7 +58,7 @@ class ShardingTrainer(Seq2SeqTrainer):
             ValueError: Only some processes have second pictures, or rows whose targets are image codes.
         """
         inputs = super()._prepare_inputs(inputs)
-        if not self.is_fsdp_enabled:
+        if not self._is_divided:
             return inputs
         codes = inputs.get("code_masks", torch.zeros(1, dtype=torch.bool))
         used = ["pixel_values" in inputs, "pixel_values_2" in inputs, bool(codes.any()), bool(codes.all())]
@@ -48,8 +66,8 @@ class ShardingTrainer(Seq2SeqTrainer):
         differ = (of_all != of_all[0]).any(dim=0).tolist()
         if any(differ[1:]):
             raise ValueError(
-                "Under FSDP the batches of all processes must be alike, but only some have second pictures or targets "
-                "of image codes: train on one such task at a time, or without FSDP."
+                "Processes that share the weights need batches that are alike, but only some have second pictures or "
+                "targets of image codes: train on one such task at a time, or with whole weights on each process."
             )
         if differ[0] and not used[0]:
             number = inputs["input_ids"].shape[0]

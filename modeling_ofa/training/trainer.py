@@ -1,5 +1,6 @@
 """`Seq2SeqTrainer` with the official losses, and with evaluation that knows the task of each row."""
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -63,6 +64,8 @@ class OFATrainingArguments(Seq2SeqTrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.accelerator_config.dispatch_batches is None:
+            self.accelerator_config.dispatch_batches = False  # a stream's batches differ in size, and cannot be sent
         self.loss()
         if self.ema_decay is not None:
             EMACallback(self.ema_decay)
@@ -240,6 +243,8 @@ class OFATrainer(ShardingTrainer):
             inputs["sample_patch_num"] = self.args.sample_patch_num
         labels, tasks, weights = (inputs.pop(name, None) for name in ("labels", "task_ids", "sample_weights"))
         outputs = model(**inputs, use_cache=False)
+        if not model.training:
+            labels = self._without_repeats(labels)
         masks = self._answer_masks(labels, tasks) if self.args.constrained_loss else None
         sums: LossSums = loss(outputs.logits, labels, weights, masks, step=self.state.global_step)
 
@@ -252,6 +257,14 @@ class OFATrainer(ShardingTrainer):
             if self.args.average_tokens_across_devices:
                 mean = mean * (self.accelerator.num_processes // self.get_tp_size())  # gradients are averaged
         return (mean, outputs) if return_outputs else mean
+
+    def _without_repeats(self, labels: torch.Tensor) -> torch.Tensor:
+        """Takes the labels from rows that only fill the last batch up, so that all processes have as many."""
+        state = self.accelerator.gradient_state
+        if not state.end_of_dataloader or state.remainder <= 0:
+            return labels
+        rows = torch.arange(len(labels), device=labels.device) + self.args.process_index * len(labels)
+        return labels.masked_fill((rows >= state.remainder)[:, None], -100)
 
     def prediction_step(
         self,
@@ -278,7 +291,13 @@ class OFATrainer(ShardingTrainer):
             options = {**self.processing_class.generation_kwargs(tasks, answers=known or None), **options}
         # Without labels the base class generates only: their loss is another one here.
         model_inputs.pop("labels", None)
-        _, ids, _ = super().prediction_step(model, model_inputs, False, ignore_keys, **options)
+        # It also fills the model's settings with defaults (20 tokens at most), which would be saved with checkpoints.
+        settings = self.model.generation_config
+        self.model.generation_config = copy.deepcopy(settings)
+        try:
+            _, ids, _ = super().prediction_step(model, model_inputs, False, ignore_keys, **options)
+        finally:
+            self.model.generation_config = settings
         lengths = inputs.get("decoder_prompt_lengths")
         if lengths is None and labels is None and "decoder_attention_mask" in inputs:
             lengths = inputs["decoder_attention_mask"].sum(dim=1)
