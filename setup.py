@@ -26,6 +26,7 @@ extras = {
     "ocr": ["opencc-python-reimplemented>=0.1.7"],  # simplifies Chinese targets
     "world": ["resvg-py>=0.5"],  # draws the scenes that the embedded checkpoint is trained on
     "test": [
+        "matplotlib>=3.8",
         "parameterized>=0.9",
         "pycocotools>=2.0.8",
         "pytest>=8",

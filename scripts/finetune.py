@@ -10,7 +10,6 @@ recipes and says what they may hold.
 """
 
 import argparse
-import copy
 import dataclasses
 import json
 import logging
@@ -270,9 +269,7 @@ def run(trainer: Seq2SeqTrainer, recipe: FinetuningRecipe, checkpoint: str | Non
     args = trainer.args
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
-    search = copy.deepcopy(trainer.model.generation_config)
     trainer.train(checkpoint)
-    trainer.model.generation_config = search  # evaluation has filled it with defaults, such as 20 tokens at most
     trainer.save_model()
     trainer.save_state()  # with all that was logged
     if args.should_save:

@@ -417,6 +417,20 @@ def test_rows_are_decoded_as_their_tasks_are(processor, rows, tmp_path):
     assert predicted.label_ids is None and np.array_equal(predicted.predictions, metrics[0].predictions)
 
 
+@pytest.mark.parametrize("adapted", [False, True])
+def test_evaluation_leaves_the_models_generation_settings_alone(adapted, processor, rows, tmp_path):
+    model: Any = small_model(processor)
+    model.generation_config.update(max_new_tokens=7)
+    if adapted:
+        peft = pytest.importorskip("peft", reason="peft makes the model that is evaluated: pip install peft")
+        model = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_2_SEQ_LM"))
+    before = model.generation_config.to_dict()
+    arguments = OFATrainingArguments(**options(tmp_path, predict_with_generate=True))
+    trainer = OFATrainer(model, arguments, collator(processor), train_dataset=rows, eval_dataset=rows)
+    trainer.evaluate()
+    assert model.generation_config.to_dict() == before
+
+
 def test_the_negative_log_likelihood_is_logged_beside_the_loss(processor, rows, tmp_path):
     data = [{name: value for name, value in row.items() if name != "confidence"} for row in rows]
     arguments = OFATrainingArguments(**options(tmp_path, label_smoothing_factor=0.2, learning_rate=0.0))
