@@ -504,6 +504,7 @@ training = SelfCriticalTrainer(
 training.train()
 if training.is_world_process_zero():
     torch.save({name: logged(training, name) for name in ("loss", "grad_norm", "reward")}, f"{folder}/{size}.pt")
+training.accelerator.end_training()  # gloo aborts where one process goes before the other is done
 """
 
 
