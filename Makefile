@@ -13,10 +13,11 @@ PYTEST ?= OMP_NUM_THREADS=1 $(PY) -m pytest -q
 LINTED := modeling_ofa convert
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo test slow conformance lint style clean
+.PHONY: help setup demo app test slow conformance lint style clean
 
 help:
-	@echo "make demo         set up, then caption, question and ground pictures with the embedded model"
+	@echo "make demo         set up, then show an example of every task that the embedded model can do"
+	@echo "make app          set up, then serve a page to try it on"
 	@echo "make test         set up, then run the tests"
 	@echo "make slow         the tests that take minutes or gigabytes"
 	@echo "make conformance  transformers' own common tests, run against this package"
@@ -29,6 +30,9 @@ setup: $(FULL)
 
 demo: $(BASE)
 	@$(PY) -m modeling_ofa.cli demo
+
+app: $(FULL)
+	@$(PY) -m modeling_ofa.cli app $(ARGS)
 
 test: $(FULL)
 	@$(PYTEST) -n $(WORKERS) -m "not slow" $(ARGS)

@@ -24,6 +24,8 @@ extras = {
     "metrics": ["datasets>=5.2", "evaluate>=0.4.6", "rouge-score>=0.1.2"],
     "meteor": ["pycocoevalcap>=1.2"],  # 104 MB, and needs Java
     "ocr": ["opencc-python-reimplemented>=0.1.7"],  # simplifies Chinese targets
+    "app": ["gradio>=6.31"],  # the page of `ofa app`
+    "browser": ["playwright>=1.65"],  # drives a Chromium through that page, in slow tests and for its screenshots
     "world": ["resvg-py>=0.5"],  # draws the scenes that the embedded checkpoint is trained on
     "test": [
         "matplotlib>=3.8",
@@ -36,7 +38,7 @@ extras = {
     ],
     "dev": ["mypy>=1.15", "ruff>=0.14"],
 }
-extras["all"] = sorted({one for name, group in extras.items() for one in group if name != "meteor"})
+extras["all"] = sorted({one for name, group in extras.items() for one in group if name not in ("browser", "meteor")})
 
 setup(
     name="modeling-ofa",

@@ -1,16 +1,18 @@
-"""Boxes drawn on pictures, and pictures written whole or not at all."""
+"""Boxes and heat drawn on pictures, and pictures written whole or not at all."""
 
 import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .image_processing_pil_ofa import to_rgb
 
 
 BOX_COLOURS = ("#e6194b", "#0082c8", "#3cb44b", "#f58231", "#911eb4")
+_OPACITY = 0.8  # of the hottest place
 
 
 def save_picture(picture: Image.Image, output: Path) -> None:
@@ -66,3 +68,36 @@ def draw_boxes(picture: Image.Image, boxes: Sequence[Sequence[float]], labels: S
         draw.rectangle((x, y, x + width, y + height), fill=colour)
         draw.text((x + thickness, y + thickness), label, fill="white", font=font)
     return drawn
+
+
+def enlarged(
+    picture: Image.Image, boxes: Sequence[Sequence[float]], width: int
+) -> tuple[Image.Image, list[list[float]]]:
+    """Brings a picture and its boxes to a width, so that lines and labels drawn on a small one are sharp.
+
+    Args:
+        picture: any PIL picture.
+        boxes: one `(x0, y0, x1, y1)` a box, in pixels of `picture`.
+        width: the new width, in pixels; the height follows.
+    """
+    scale = width / picture.width
+    resized = to_rgb(picture).resize((width, max(1, round(picture.height * scale))), Image.Resampling.BICUBIC)
+    return resized, [[float(side) * scale for side in box] for box in boxes]
+
+
+def draw_heat(picture: Image.Image, heat: np.ndarray) -> Image.Image:
+    """Lays heat over a picture that has lost its colours: the hottest place is yellow, and red stands for half of it.
+
+    Args:
+        picture: any PIL picture.
+        heat: numbers from 0, of shape `(rows, columns)`: a grid over the whole picture.
+
+    Returns:
+        An RGB picture of the same size.
+    """
+    levels = np.asarray(heat, dtype=np.float64)
+    levels = 255 * levels / (levels.max() or 1)
+    smooth = Image.fromarray(levels.astype(np.uint8)).resize(picture.size, Image.Resampling.BICUBIC)
+    colours = ImageOps.colorize(smooth, black="navy", mid="red", white="yellow")
+    grey = to_rgb(picture).convert("L").convert("RGB")
+    return Image.composite(colours, grey, smooth.point(lambda level: round(level * _OPACITY)))

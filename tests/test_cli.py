@@ -8,12 +8,11 @@ import subprocess
 import sys
 
 import pytest
-import torch
 from PIL import Image
-from tokenizers.pre_tokenizers import ByteLevel
+from tiny import save_checkpoint
 
-from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAImageProcessor, OFAProcessor, OFATokenizer, cli
-from modeling_ofa.cli import demo, run
+from modeling_ofa import OFAForConditionalGeneration, OFAProcessor, cli
+from modeling_ofa.cli import run
 from modeling_ofa.cli.commands import COMMANDS
 from modeling_ofa.drawing import draw_boxes
 from modeling_ofa.tasks_ofa import TASKS
@@ -49,8 +48,7 @@ class StubAnswerer:
 @pytest.fixture
 def stub(monkeypatch):
     """The command with a stub in the model's place."""
-    for module in (run, demo):
-        monkeypatch.setattr(module, "Answerer", StubAnswerer)
+    monkeypatch.setattr(run, "Answerer", StubAnswerer)
     return StubAnswerer
 
 
@@ -120,11 +118,18 @@ def test_no_command_prints_the_help(capsys):
 
 
 def test_the_command_needs_nothing_but_the_base_install():
-    hidden = ("accelerate", "datasets", "evaluate", "opencc", "peft")
+    hidden = ("accelerate", "datasets", "evaluate", "gradio", "opencc", "peft")
     hide = f"import sys; sys.modules.update(dict.fromkeys({hidden}))"
     code = f"{hide}; from modeling_ofa import cli; sys.exit(cli.main(['tasks']))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_page_without_gradio_says_what_to_install(capsys, monkeypatch):
+    monkeypatch.delitem(sys.modules, "modeling_ofa.app", raising=False)
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    assert "pip install 'modeling-ofa[app]'" in refused(capsys, "app")
+    assert "did you mean vqa" in refused(capsys, "app", "--tasks", "vqaa")
 
 
 def test_caption_of_one_picture_prints_the_caption_alone(stub, picture, capsys):
@@ -416,68 +421,10 @@ def test_a_device_that_cannot_be_used_is_refused(picture, tmp_path, capsys, devi
     assert f"--device {device}" in line and "cpu always can" in line
 
 
-@pytest.fixture
-def scenes(monkeypatch, tmp_path, picture):
-    """Two scenes in the place of those that come with the package."""
-    rows = [{"file": picture.name, "questions": ["how many?", "what colour?"], "phrase": "a mug"}] * 2
-    (tmp_path / "index.json").write_text(json.dumps(rows), encoding="utf-8")
-    monkeypatch.setattr(demo, "SCENES", tmp_path)
-    return rows
-
-
-def test_demo_prints_every_answer_and_writes_one_sheet(stub, scenes, tmp_path, capsys):
-    assert cli.main(["demo", "--output", str(tmp_path / "out")]) == 0
-    out = capsys.readouterr().out
-    assert out.count("caption answer") == 2 and out.count("how many? -> vqa answer") == 2
-    assert out.count("a mug -> 10.0 20.0 50.0 60.0") == 2
-    sheet = tmp_path / "out" / "demo.png"
-    assert out.rstrip().endswith(str(sheet))
-    assert Image.open(sheet).width == demo.MARGIN + 2 * (demo.CELL + demo.MARGIN)
-
-
-def test_demo_as_json_is_one_object_a_scene(stub, scenes, tmp_path, capsys):
-    assert cli.main(["demo", "--json", "--output", str(tmp_path / "out")]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert [row["visual_grounding"] for row in rows] == [{"text": "a mug", "boxes": [BOX]}] * 2
-    assert rows[0]["vqa"][1] == {"text": "what colour?", "answer": "vqa answer"}
-
-
-def test_demo_refuses_an_output_that_is_a_file(stub, scenes, picture, capsys):
-    assert "no folder can be made" in refused(capsys, "demo", "--output", picture)
-
-
-def test_demo_without_its_scenes_says_so(stub, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(demo, "SCENES", tmp_path / "none")
-    assert "demo scenes are missing" in refused(capsys, "demo", "--output", tmp_path / "out")
-
-
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """Folder of a random model so small that it answers at once, with a vocabulary of single bytes."""
-    folder = tmp_path_factory.mktemp("checkpoint")
-    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "<mask>"]
-    tokenizer = OFATokenizer(
-        {word: index for index, word in enumerate(words)}, [], num_codes=0, num_bins=10, model_max_length=300
-    )
-    processor = OFAProcessor(OFAImageProcessor(size={"height": 64, "width": 64}), tokenizer, max_image_size=64)
-    processor.save_pretrained(folder)
-    config = OFAConfig(
-        vocab_size=len(tokenizer),
-        max_position_embeddings=300,
-        d_model=16,
-        encoder_layers=1,
-        decoder_layers=1,
-        encoder_attention_heads=2,
-        decoder_attention_heads=2,
-        encoder_ffn_dim=16,
-        decoder_ffn_dim=16,
-        resnet_depths=[1, 1, 1],
-        resnet_embedding_size=8,
-        image_bucket_size=4,
-    )
-    torch.manual_seed(0)
-    OFAForConditionalGeneration(config).save_pretrained(folder)
-    return folder
+    return save_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 def test_a_checkpoint_answers_as_its_model_and_processor_do(checkpoint, picture, capsys):
@@ -548,17 +495,3 @@ def test_a_checkpoint_with_damaged_weights_is_refused(checkpoint, picture, tmp_p
     weights = damaged / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     assert f"cannot load the checkpoint {damaged}" in refused(capsys, "caption", picture, "--model", damaged)
-
-
-def test_the_embedded_checkpoint_does_the_main_job(tmp_path, capsys):
-    """Captions, answers and boxes for the package's own scenes are there and within the pictures."""
-    assert cli.main(["demo", "--json", "--device", "cpu", "--output", str(tmp_path)]) == 0
-    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert len(rows) == len(demo.read_scenes(demo.SCENES)) >= 2
-    for row in rows:
-        width, height = Image.open(row["image"]).size
-        assert row["caption"] and all(asked["answer"] for asked in row["vqa"])
-        for x0, y0, x1, y1 in row["visual_grounding"]["boxes"]:
-            assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height
-    assert any(row["visual_grounding"]["boxes"] for row in rows)
-    assert (tmp_path / "demo.png").is_file()

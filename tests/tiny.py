@@ -1,10 +1,19 @@
 """A model small enough to be built anew in every test, and inputs for it."""
 
+from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from tokenizers.pre_tokenizers import ByteLevel
 
-from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAPreTrainedModel
+from modeling_ofa import (
+    OFAConfig,
+    OFAForConditionalGeneration,
+    OFAImageProcessor,
+    OFAPreTrainedModel,
+    OFAProcessor,
+    OFATokenizer,
+)
 
 
 Model = TypeVar("Model", bound=OFAPreTrainedModel)
@@ -72,6 +81,33 @@ def tiny_model(cls: type[Model] = OFAForConditionalGeneration, seed: int = 0, **
     config = tiny_config(**kwargs)
     config._attn_implementation = attn_implementation
     return randomize(cls(config), seed).eval()
+
+
+def save_checkpoint(folder: Path) -> Path:
+    """Writes a random model so small that it answers at once, with a vocabulary of bytes, and gives its folder."""
+    words = ["<s>", "<pad>", "</s>", "<unk>", *sorted(ByteLevel.alphabet()), "<mask>"]
+    tokenizer = OFATokenizer(
+        {word: index for index, word in enumerate(words)}, [], num_codes=0, num_bins=10, model_max_length=300
+    )
+    processor = OFAProcessor(OFAImageProcessor(size={"height": 64, "width": 64}), tokenizer, max_image_size=64)
+    processor.save_pretrained(folder)
+    config = OFAConfig(
+        vocab_size=len(tokenizer),
+        max_position_embeddings=300,
+        d_model=16,
+        encoder_layers=1,
+        decoder_layers=2,
+        encoder_attention_heads=2,
+        decoder_attention_heads=2,
+        encoder_ffn_dim=16,
+        decoder_ffn_dim=16,
+        resnet_depths=[1, 1, 1],
+        resnet_embedding_size=8,
+        image_bucket_size=4,
+    )
+    torch.manual_seed(0)
+    OFAForConditionalGeneration(config).save_pretrained(folder)
+    return folder
 
 
 def token_ids(lengths: list[int], width: int | None = None, seed: int = 0) -> torch.LongTensor:

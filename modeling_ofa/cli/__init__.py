@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from .. import __version__
 from ..tasks_ofa import TASKS, get_task
+from .app import add_app_arguments, run_app
 from .commands import COMMANDS, Command
 from .demo import DEFAULT_OUTPUT, run_demo
 from .errors import CommandError
@@ -29,6 +30,7 @@ examples:
   ofa classify *.jpg --answers cat,dog,neither --json --model OFA-Sys/ofa-base
   ofa run sst2 "a film to remember"
   ofa demo
+  ofa app
 
 `ofa COMMAND --help` tells more about one command, `ofa tasks` about the tasks. Errors go to stderr with exit status 2.
 """
@@ -98,17 +100,30 @@ def build_parser() -> argparse.ArgumentParser:
     listing = commands.add_parser("tasks", help=summary, description=summary, parents=[as_json])
     listing.set_defaults(run=run_listing)
 
-    summary = "Show what a model does on the pictures that come with the package."
+    summary = "Show an example of every task that a model can do, on the pictures that come with the package."
     demo = commands.add_parser(
         "demo",
         help=summary,
-        description=summary + " Prints captions, answers and boxes, and writes one picture with the boxes drawn.",
+        description=summary
+        + " Prints what is asked and answered, and writes one picture of it, with the boxes drawn.",
         parents=[shared, as_json],
     )
     demo.add_argument(
         "--output", metavar="DIR", default=DEFAULT_OUTPUT, help="folder for the drawn picture (default: %(default)s)"
     )
     demo.set_defaults(run=run_demo)
+
+    summary = "Serve a page on which people try a model: a tab a task, in a browser."
+    app = commands.add_parser(
+        "app",
+        help=summary,
+        description=summary + " Needs gradio: pip install 'modeling-ofa[app]'.",
+        epilog="examples:\n  ofa app\n  ofa app --checkpoint OFA-Sys/ofa-base --tasks caption,vqa --port 8000",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[shared],
+    )
+    add_app_arguments(app)
+    app.set_defaults(run=run_app)
 
     summary = "Publish a model, an adapter or a data set on the Hub."
     push = commands.add_parser(
@@ -133,6 +148,7 @@ def _model_options() -> Parser:
     options = shared.add_argument_group("model")
     options.add_argument(
         "--model",
+        "--checkpoint",
         metavar="FOLDER",
         help="folder of a checkpoint, or its id on the Hub (without it: the small one that comes with the package, "
         "which knows composed scenes of emoji artwork only)",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import copy
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 import torch
 import transformers
+import yaml
 
 from ..evaluation.predictor import Predictor
+from ..hub.card import Card
 from ..modeling_ofa import OFAForConditionalGeneration
 from ..processing_ofa import OFAProcessor
+from ..tasks_ofa import TASKS
 from .errors import CommandError, first_line
 
 
@@ -61,6 +65,24 @@ def check_model(model: str) -> None:
         raise CommandError(f"{where}{first_line(error)}") from error
     if settings.get("model_type") != "ofa":
         raise CommandError(f"{model} holds a checkpoint of model type {settings.get('model_type')!r}, not 'ofa'")
+
+
+def known_tasks(checkpoint: str) -> list[str]:
+    """Gives the tasks that a checkpoint is for, as far as its folder or its card tells; none if nothing does.
+
+    Args:
+        checkpoint: folder of a checkpoint, or its id on the Hub.
+    """
+    named: set[str] = set()
+    folder = Path(checkpoint)
+    try:
+        if folder.is_dir():
+            named.update(Card().completed(folder).tasks)
+        card = huggingface_hub.ModelCard.load(folder / "README.md" if folder.is_dir() else checkpoint)
+        named.update(card.data.tags or ())
+    except (OSError, ValueError, yaml.YAMLError):  # no card, or one that does not tell
+        pass
+    return [name for name in TASKS if name in named]
 
 
 def choose_device(name: str | None) -> torch.device:
@@ -151,23 +173,47 @@ class Answerer:
         """
         with refusals(self.device):
             if self._predictor is None:
-                self._check(row)
-                self._predictor = self._load()
-            return self._predictor([row], top_k)[0]
+                self.check(row)
+                self.processor.generation_kwargs(row["task"], self.answers)
+            return self.predictor([row], top_k)[0]
 
-    def _check(self, row: Mapping[str, Any]) -> None:
-        """Lets the processor refuse a row, without the model."""
+    def check(self, row: Mapping[str, Any]) -> None:
+        """Lets the processor refuse a row, without the model.
+
+        Raises:
+            CommandError: if it does.
+        """
         texts = {name: row[name] for name in ("text", "text_pair", "objects") if name in row}
         # Texts are cut to the words of the official recipe, as the predictor does; but where that is still more than
         # the model has positions for, it would cut the end of the instruction too, so here it is not cut further.
-        self.processor(row.get("image"), task=row["task"], truncation=True, max_length=_ANY_LENGTH, **texts)
-        self.processor.generation_kwargs(row["task"], self.answers)
+        with refusals(self.device):
+            self.processor(row.get("image"), task=row["task"], truncation=True, max_length=_ANY_LENGTH, **texts)
 
-    def _load(self) -> Predictor:
-        with self._loading():
-            model = OFAForConditionalGeneration.from_pretrained(self.checkpoint, dtype=self.dtype)
-            model = model.to(self.device).eval()
-        return Predictor(model, self.processor, answers=self.answers, with_scores=self.with_scores)
+    def choosing(self, answers: Sequence[str]) -> Answerer:
+        """Gives another one with the same model, which is loaded now, and a closed list of its own.
+
+        Raises:
+            CommandError: if the model cannot be loaded.
+        """
+        other = copy(self)
+        other.answers = answers
+        other._predictor = Predictor(self.model, self.processor, answers=answers, with_scores=self.with_scores)
+        return other
+
+    @property
+    def model(self) -> OFAForConditionalGeneration:
+        """The model, loaded when it is first asked for."""
+        return self.predictor.model
+
+    @property
+    def predictor(self) -> Predictor:
+        """What answers, with the model, loaded when it is first asked for."""
+        if self._predictor is None:
+            with self._loading():
+                model = OFAForConditionalGeneration.from_pretrained(self.checkpoint, dtype=self.dtype)
+                model = model.to(self.device).eval()
+            self._predictor = Predictor(model, self.processor, self.answers, with_scores=self.with_scores)
+        return self._predictor
 
     @contextmanager
     def _loading(self) -> Iterator[None]:

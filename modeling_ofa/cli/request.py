@@ -97,7 +97,7 @@ def read_request(given: argparse.Namespace) -> Request:
         raise CommandError("stdin can give one text only, so only one may be -")
     text, pair = (_read_text(text, row.text_is), _read_text(pair, row.text_pair_is))
     if row.takes_region and text is not None:
-        _check_region(text)
+        check_region(text)
     objects = options.get("objects")
     if objects is not None and not row.takes_objects:
         raise CommandError(f"task {row.name!r} takes no --objects")
@@ -119,7 +119,7 @@ def read_request(given: argparse.Namespace) -> Request:
         images=images,
         text=text,
         text_pair=pair,
-        objects=None if objects is None else _split(objects),
+        objects=None if objects is None else split_list(objects),
         answers=answers,
         output=None if output is None else check_output(output),
         scores=options["scores"] or "top_k" in options,
@@ -174,8 +174,12 @@ def _read_text(text: str | None, meaning: str | None) -> str | None:
     return text
 
 
-def _check_region(text: str) -> None:
-    """Says early that a text is no region."""
+def check_region(text: str) -> None:
+    """Says early that a text is no region.
+
+    Raises:
+        CommandError: if it is none.
+    """
     try:
         sides = [float(side) for side in text.split(",")]
     except ValueError:
@@ -203,12 +207,12 @@ def _read_answers(row: Task, given: str | None) -> list[str] | None:
             raise CommandError(f"--answers: {first_line(error)}") from error
     if "," not in given:
         raise CommandError(f"--answers {given}: there is no such file, and a list has commas: cat,dog,neither")
-    answers = list(dict.fromkeys(_split(given)))
+    answers = list(dict.fromkeys(split_list(given)))
     if not answers:
         raise CommandError(f"--answers {given} holds no answer")
     return answers
 
 
-def _split(words: str) -> list[str]:
+def split_list(words: str) -> list[str]:
     """Gives what stands between commas."""
     return [word.strip() for word in words.split(",") if word.strip()]

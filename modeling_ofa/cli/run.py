@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..drawing import draw_boxes
 from .pictures import read_picture, write_picture
 from .predictor import Answerer, default_checkpoint
-from .request import Request, read_request
+from .request import read_request
 
 
 def run_task(arguments: argparse.Namespace) -> int:
@@ -31,15 +31,15 @@ def run_task(arguments: argparse.Namespace) -> int:
     for index, path in enumerate(images):
         picture = first if index == 0 or path is None else read_picture(path)
         asked = {"task": row.name, **request.texts()}
-        answer = present(model.answer({**asked, "image": picture}, request.top_k), request)
+        answer = present(model.answer({**asked, "image": picture}, request.top_k), request.scores)
         record = {**({} if path is None else {"image": path}), **asked, **answer}
         if answer.get("boxes") == []:
             about = f" for {request.text!r}" if row.takes_text else ""
             print(f"ofa: the model gave no box{about} in {path}", file=sys.stderr)
             status = 1
         elif request.output is not None and picture is not None:
-            labels = answer.get("labels", [request.text or ""] * len(answer["boxes"]))
-            write_picture(draw_boxes(picture, answer["boxes"], labels), request.output)
+            drawn = draw_boxes(picture, answer["boxes"], box_labels(answer, request.text))
+            write_picture(drawn, request.output)
             record["output"] = str(request.output)
         if arguments.json:
             print(json.dumps(record, ensure_ascii=False), flush=True)
@@ -52,8 +52,8 @@ def run_task(arguments: argparse.Namespace) -> int:
     return status
 
 
-def present(answer: dict[str, Any], request: Request) -> dict[str, Any]:
-    """Gives an answer of `post_process` as it is printed: rounded, with the scores that were asked for.
+def present(answer: dict[str, Any], with_scores: bool) -> dict[str, Any]:
+    """Gives an answer of `post_process` as it is printed: rounded, with its scores or without.
 
     A written text is called `answer` here, as `text` is what the user gave.
     """
@@ -61,7 +61,7 @@ def present(answer: dict[str, Any], request: Request) -> dict[str, Any]:
     if "boxes" in shown:
         shown["boxes"] = plain_boxes(answer)
     for name in ("score", "scores"):
-        if not request.scores:
+        if not with_scores:
             shown.pop(name, None)
     return shown
 
@@ -69,6 +69,11 @@ def present(answer: dict[str, Any], request: Request) -> dict[str, Any]:
 def plain_boxes(answer: dict[str, Any]) -> list[list[float]]:
     """Gives the boxes of an answer as lists of pixels, rounded to a tenth."""
     return [[round(float(side), 1) for side in box] for box in answer["boxes"]]
+
+
+def box_labels(answer: Mapping[str, Any], text: str | None) -> Sequence[str]:
+    """Gives what an answer's boxes are called: their own labels, or else the text that was asked about."""
+    return answer.get("labels", [text or ""] * len(answer["boxes"]))
 
 
 def plain_lines(answer: dict[str, Any]) -> list[str]:
