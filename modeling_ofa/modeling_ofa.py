@@ -796,10 +796,13 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin, OFACan
         """
         if labels is not None:
             use_cache = False
-            if not is_torchdynamo_compiling() and (largest := labels.max().item()) >= self.config.vocab_size:
-                raise ValueError(
-                    f"A label is {largest}, but the model has {self.config.vocab_size} tokens: wrong tokenizer?"
-                )
+            if not is_torchdynamo_compiling():
+                known = (labels >= 0) & (labels < self.config.vocab_size) | (labels == -100)
+                if not known.all():
+                    raise ValueError(
+                        f"A label is {labels[~known][0].item()}, but the model has {self.config.vocab_size} tokens: "
+                        "wrong tokenizer? (-100 is the label that does not count.)"
+                    )
             if decoder_input_ids is None and decoder_inputs_embeds is None:
                 decoder_input_ids = self.prepare_decoder_input_ids_from_labels(labels)
         outputs = self.model(

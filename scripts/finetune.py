@@ -35,10 +35,17 @@ from modeling_ofa.evaluation.loop import evaluate
 from modeling_ofa.processing_ofa import DECODER_PROMPTS
 from modeling_ofa.tasks_ofa import get_task
 from modeling_ofa.training import OFATrainer, OFATrainingArguments
-from modeling_ofa.training.finetuning import FinetuningCollator, TaskMetrics, check_answers, check_pictures
+from modeling_ofa.training.finetuning import (
+    FinetuningCollator,
+    TaskMetrics,
+    check_answers,
+    check_pictures,
+    undecoded,
+)
 from modeling_ofa.training.freezing import PARTS, freeze, trained_parameters
 from modeling_ofa.training.recipes import last_checkpoint, parse_recipe, read_yaml, refuse_unknown
 from modeling_ofa.training.self_critical import CiderReward, SelfCriticalTrainer, SelfCriticalTrainingArguments
+from modeling_ofa.vision_ofa import PATCH_SIZE
 
 
 logger = logging.getLogger("finetune")
@@ -154,6 +161,11 @@ def load_model(recipe: FinetuningRecipe, processor: OFAProcessor) -> Any:
         import peft
 
         settings = {"peft_type": "LORA", "task_type": "SEQ_2_SEQ_LM", **recipe.mapping("peft")}
+        kind = peft.PEFT_TYPE_TO_CONFIG_MAPPING.get(settings["peft_type"])
+        if kind is None:
+            known = ", ".join(str(one.value) for one in peft.PEFT_TYPE_TO_CONFIG_MAPPING)
+            raise ValueError(f"peft has no method {settings['peft_type']!r}; its methods are {known}.")
+        refuse_unknown(settings, [one.name for one in dataclasses.fields(kind)], "peft: ")
         model = peft.get_peft_model(model, peft.get_peft_config(settings))
     logger.info("%s", trained_parameters(model))
     return model
@@ -185,6 +197,10 @@ def build(recipe: FinetuningRecipe, args: Seq2SeqTrainingArguments) -> Seq2SeqTr
         CommandError, ValueError, TypeError, OSError, ImportError: Something is missing, or does not fit the rest.
     """
     check_model(recipe.model_name_or_path)
+    if recipe.image_size is not None and recipe.image_size < PATCH_SIZE:
+        raise ValueError(
+            f"image_size is {recipe.image_size}, but a patch of a picture has {PATCH_SIZE} pixels a side."
+        )
     set_seed(args.seed)
     processor = load_processor(recipe)
     with args.main_process_first(desc="reading data"):  # the others find it in the cache
@@ -195,6 +211,7 @@ def build(recipe: FinetuningRecipe, args: Seq2SeqTrainingArguments) -> Seq2SeqTr
     if isinstance(train, datasets.Dataset):
         check_answers(train, processor, in_loss=getattr(args, "constrained_loss", False))
     if val is not None:
+        val = undecoded(val)
         check_answers(val, processor)
     task = next(iter(train))["task"]
     reward = None if recipe.reward is None else load_reward(recipe, train)
@@ -204,14 +221,22 @@ def build(recipe: FinetuningRecipe, args: Seq2SeqTrainingArguments) -> Seq2SeqTr
     model = load_model(recipe, processor)
     for data in (train, val):
         if data is not None:
-            check_pictures(collator([next(iter(data))]), model.config)
+            kept = getattr(args, "sample_patch_num", None) if data is train else None
+            check_pictures(collator([next(iter(data))]), model.config, kept)
     if isinstance(train, datasets.IterableDataset):
         train = train.shuffle(seed=args.seed)
 
     options: dict[str, Any] = {"data_collator": collator, "processing_class": processor}
     options |= {"train_dataset": train, "eval_dataset": val}
+    metrics = None
     if val is not None and args.predict_with_generate:
-        options["compute_metrics"] = TaskMetrics(processor, val, **recipe.picture_options)
+        options["compute_metrics"] = metrics = TaskMetrics(processor, val, **recipe.picture_options)
+    if args.load_best_model_at_end and args.metric_for_best_model is not None:
+        known = ["loss", "nll_loss", *(metrics.names() if metrics is not None else [])]
+        if args.metric_for_best_model.removeprefix("eval_") not in known:
+            raise ValueError(
+                f"metric_for_best_model is {args.metric_for_best_model}, but evaluation gives {', '.join(known)}."
+            )
     if reward is None:
         return OFATrainer(model, args, **options)
     return SelfCriticalTrainer(model, args, reward=reward, **options)
@@ -292,7 +317,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except (CommandError, ValueError, TypeError, OSError, ImportError) as error:
             print(f"finetune.py: error: {first_line(error)}", file=sys.stderr)
             return 2
-        run(trainer, recipe, checkpoint)
+        try:
+            run(trainer, recipe, checkpoint)
+        except (ValueError, OSError) as error:  # a damaged picture, a full disk
+            message = str(error).strip().split("\n")
+            # A worker of the loader puts its traceback in front of what is wrong.
+            line = message[-1 if message[0].startswith("Caught") else 0]
+            print(f"\nfinetune.py: error: {line}", file=sys.stderr)  # below the progress bar
+            return 2
     finally:
         if torch.distributed.is_initialized():
             torch.distributed.destroy_process_group()

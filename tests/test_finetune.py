@@ -425,6 +425,7 @@ def test_generated_ids_are_scored_by_the_metrics_of_their_tasks(checkpoint, tmp_
     found = scores(EvalPrediction(right, None))
     assert found["visual_grounding_accuracy"] == 1.0
     assert found["caption_bleu_1"] == pytest.approx(1.0)
+    assert scores.names() == list(found)
     wrong = right.copy()
     wrong[3, :4] = wrong[3, 0]  # an empty box
     assert scores(EvalPrediction(wrong, None))["visual_grounding_accuracy"] == 0.0
@@ -440,6 +441,10 @@ def broken(checkpoint: Path, folder: Path) -> Path:
     model.config.encoder_layers = 3
     model.save_pretrained(folder)
     return folder
+
+
+BEST = ["--load_best_model_at_end", "true", "--save_strategy", "epoch", "--eval_strategy", "epoch"]
+BEST += ["--metric_for_best_model"]
 
 
 @pytest.mark.parametrize(
@@ -469,7 +474,13 @@ def broken(checkpoint: Path, folder: Path) -> Path:
         ("cola_large", ["--augment", "true"], "changes no pictures of task 'cola'"),
         ("caption_stage2_base", ["--train_data.streaming", "true"], "give cider_frequencies"),
         ("caption_stage2_base", ["--rdrop_alpha", "1.0"], "rdrop_alpha is of training with given answers"),
-        ("refcoco_base", ["--peft.rr", "4"], "'rr'"),
+        ("refcoco_base", ["--peft.rr", "4"], "peft: there is no setting 'rr'"),
+        ("refcoco_base", ["--peft.peft_type", "LORRA"], "peft has no method 'LORRA'; its methods are"),
+        ("refcoco_base", ["--image_size", "0"], "image_size is 0, but a patch of a picture has 16 pixels a side"),
+        ("refcoco_base", ["--sample_patch_num", "17"], "pictures of 64 × 64 pixels have 16 patches"),
+        ("refcoco_base", ["--max_steps", "1", "--warmup_steps", "1"], "All steps are warm-up with max_steps 1"),
+        ("refcoco_base", [*BEST, "cider"], "metric_for_best_model is cider, but evaluation gives loss, nll_loss, acc"),
+        ("vqa_base", ["--answers", "{}"], "give one as answers, or leave constrained_loss out"),
     ],
 )
 def test_bad_input_is_one_line_before_the_first_step(name, more, message, checkpoint, tmp_path, capsys, monkeypatch):
@@ -486,6 +497,19 @@ def test_bad_input_is_one_line_before_the_first_step(name, more, message, checkp
     error = capsys.readouterr().err.strip().splitlines()[-1]
     assert error.startswith("finetune.py: error: ") and message in error
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("augment", ["true", "false"])
+def test_a_damaged_picture_is_named_in_one_line(augment, tmp_path, capsys):
+    whole = (SCENES / "scene_1.png").read_bytes()
+    for name, picture in (("whole.png", whole), ("half.png", whole[: len(whole) // 2])):
+        (tmp_path / name).write_bytes(picture)
+    (tmp_path / "rows.csv").write_text("file_name,text,target\nwhole.png,what?,a\nhalf.png,what?,b\n")
+    recipe = ["--config", RECIPES / "tiny_example.yaml", "--output_dir", tmp_path / "out", "--use_cpu", "true"]
+    recipe += ["--augment", augment]
+    assert run(*recipe, "--data.path", tmp_path / "rows.csv", "--train_data", "{}", "--eval_data", "{}") == 2
+    (error,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("finetune.py: error: ")]
+    assert "half.png is truncated or damaged" in error
 
 
 def test_another_run_does_not_go_on_in_the_same_folder(checkpoint, tmp_path, capsys):

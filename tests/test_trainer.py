@@ -647,6 +647,13 @@ def test_labels_outside_of_the_vocabulary_are_refused(processor, rows, tmp_path)
         OFATrainer(model, OFATrainingArguments(**arguments), collator(processor), train_dataset=rows)
 
 
+@pytest.mark.parametrize("label", [-5, 200])
+def test_a_label_that_is_no_token_is_refused_by_the_model(label):
+    model = tiny_model()  # 200 tokens
+    with pytest.raises(ValueError, match=f"A label is {label}, but the model has 200 tokens"):
+        model(input_ids=torch.tensor([[0, 5, 2]]), labels=torch.tensor([[5, -100, label]]))
+
+
 def test_rows_without_their_picture_are_refused(processor, rows, tmp_path):
     bad = [{**row, "image": None} if row["task"] == "caption" else row for row in rows]
     trainer = Trainer(

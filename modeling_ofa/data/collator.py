@@ -138,7 +138,10 @@ class DataCollatorForOFA:
     def _task_of(self, i: int, row: Mapping[str, Any]) -> Task:
         task = row.get("task") or self.task
         if task is None:
-            raise ValueError(f"Row {i} names no task: give the rows a column 'task', or the collator task=.")
+            raise ValueError(
+                f"Row {i} names no task: give the rows a column 'task', or the collator task=. (A Trainer takes the "
+                "columns of rows away unless it has remove_unused_columns=False.)"
+            )
         return get_task(task)
 
 

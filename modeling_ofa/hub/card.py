@@ -359,9 +359,11 @@ def _training(recipe: Mapping[str, Any], state: Mapping[str, Any], data: str) ->
             lines.append(f"- {words}: {', '.join(value) if isinstance(value, list) else value}")
     if state:
         losses = [entry["loss"] for entry in state.get("log_history", []) if "loss" in entry]
+        words = f"{losses[0]:.3f}" if losses else ""
+        if len(losses) > 1:
+            words += f" at first, {losses[-1]:.3f} at the end"
         lines.append(
-            f"- {state['global_step']:,} steps, {state['epoch']:.2f} epochs"
-            + (f"; loss {losses[0]:.3f} at first, {losses[-1]:.3f} at the end" if losses else "")
+            f"- {state['global_step']:,} steps, {state['epoch']:.2f} epochs" + (f"; loss {words}" if words else "")
         )
     return "\n".join(lines)
 

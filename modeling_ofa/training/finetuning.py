@@ -9,9 +9,10 @@ from transformers import EvalPrediction
 from transformers.feature_extraction_utils import BatchFeature
 
 from ..configuration_ofa import OFAConfig
-from ..data.collator import DataCollatorForOFA
+from ..data.collator import DataCollatorForOFA, encoded_picture
 from ..data.noise import add_target_noise, count_words
 from ..data.transforms import TrainingTransform
+from ..image_processing_pil_ofa import read_picture
 from ..processing_ofa import OFAProcessor
 from ..tasks_ofa import Task, get_task
 from ..vision_ofa import PATCH_SIZE
@@ -57,6 +58,7 @@ class FinetuningCollator(DataCollatorForOFA):
         Args:
             data (`datasets.Dataset` or `datasets.IterableDataset`): Examples.
         """
+        data = undecoded(data)
         if self.transform is None and not self.target_noise:
             return data
         if hasattr(data, "with_transform"):
@@ -64,7 +66,11 @@ class FinetuningCollator(DataCollatorForOFA):
         return data.map(self._prepare, batched=True, batch_size=1)  # a row at a time, since pictures are large
 
     def _prepare(self, columns: Mapping[str, Sequence[Any]]) -> dict[str, Sequence[Any]]:
-        changed = columns if self.transform is None else self.transform.on_batch(columns)
+        changed = columns
+        if self.transform is not None:
+            images = [encoded_picture(image) for image in columns["image"]]
+            opened = [read_picture(one) if isinstance(one, (str, bytes)) else one for one in images]
+            changed = self.transform.on_batch({**columns, "image": opened})
         return {**changed, _MARK: [True] * len(next(iter(columns.values())))}
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> BatchFeature:
@@ -131,6 +137,27 @@ class TaskMetrics:
             width, height = picture_size(image["path"] if image["bytes"] is None else image["bytes"])
             self.image_sizes[i] = (height, width)
 
+    def names(self) -> list[str]:
+        """Gives the names of the scores, found with an empty answer to a row of each task that tells what is right."""
+        from ..evaluation.metrics import METRICS
+        from ..evaluation.results import metric_of, reference, score
+
+        found: list[str] = []
+        for name, members in self.members.items():
+            task, rows = get_task(name), [self.rows[i] for i in members]
+            metric = metric_of(task, rows)
+            told = (i for i in members if reference(METRICS[metric].references, self.rows[i], task) is not None)
+            if (place := next(told, None)) is None:
+                continue
+            sizes = [self.image_sizes[place]] if _has_boxes(task) else None
+            empty = [[self.processor.tokenizer.eos_token_id]]
+            answers = self.processor.post_process(empty, task, image_sizes=sizes, size=self.size)
+            found += [self._prefix(name) + key for key in score(task, [self.rows[place]], answers, metric)["scores"]]
+        return found
+
+    def _prefix(self, task: str) -> str:
+        return f"{task}_" if len(self.members) > 1 else ""
+
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """
         Gives the scores by name, with the name of the task in front where there are several.
@@ -148,10 +175,23 @@ class TaskMetrics:
             task, rows = get_task(name), [self.rows[i] for i in members]
             sizes = [self.image_sizes[i] for i in members] if _has_boxes(task) else None
             answers = self.processor.post_process(ids[members].tolist(), task, image_sizes=sizes, size=self.size)
-            prefix = f"{name}_" if len(self.members) > 1 else ""
             found = score(task, rows, answers)["scores"] or {}
-            scores |= {f"{prefix}{key}": value for key, value in found.items()}
+            scores |= {self._prefix(name) + key: value for key, value in found.items()}
         return scores
+
+
+def undecoded(data: Any) -> Any:
+    """
+    Leaves the pictures of data as they were encoded, so that whoever opens them can say which one is damaged.
+
+    Args:
+        data (`datasets.Dataset` or `datasets.IterableDataset`): Examples.
+    """
+    if "image" not in (data.features or {}):
+        return data
+    from datasets import Image
+
+    return data.cast_column("image", Image(decode=False))
 
 
 def check_answers(data: Any, processor: OFAProcessor, in_loss: bool = False) -> None:
@@ -173,8 +213,11 @@ def check_answers(data: Any, processor: OFAProcessor, in_loss: bool = False) -> 
     for name, asked in targets.items():
         task = get_task(name)
         known = processor.closed_list(task)
-        if known is None and task.answer == "label":
-            raise ValueError(f"Task {name!r} chooses from a closed list, and neither it nor the processor has one.")
+        if known is None and (task.answer == "label" or (in_loss and task.metric.startswith("vqa"))):
+            raise ValueError(
+                f"Task {name!r} chooses from a closed list, and neither it nor the processor has one: give one as "
+                f"answers{'' if task.answer == 'label' else ', or leave constrained_loss out'}."
+            )
         if known is None or not (in_loss or task.answer == "label"):
             continue
         if strangers := sorted(asked - set(known) - {None}):
@@ -184,19 +227,28 @@ def check_answers(data: Any, processor: OFAProcessor, in_loss: bool = False) -> 
             )
 
 
-def check_pictures(batch: Mapping[str, Any], config: OFAConfig) -> None:
+def check_pictures(batch: Mapping[str, Any], config: OFAConfig, sample_patch_num: int | None = None) -> None:
     """
-    Refuses pictures that a model has no positions for.
+    Refuses pictures that a model has no positions for, and those with fewer patches than shall be kept.
 
     Args:
         batch (`Mapping[str, Any]`): What a collator gave.
         config ([`OFAConfig`]): The model's.
+        sample_patch_num (`int`, *optional*): How many patches of each picture are kept in training.
 
     Raises:
-        ValueError: The pictures are too large.
+        ValueError: The pictures are too large or too small.
     """
-    largest = config.image_bucket_size * PATCH_SIZE
-    side = max(batch["pixel_values"].shape[-2:]) if "pixel_values" in batch else 0
+    if "pixel_values" not in batch:
+        return
+    height, width = batch["pixel_values"].shape[-2:]
+    patches = (height // PATCH_SIZE) * (width // PATCH_SIZE)
+    if sample_patch_num is not None and sample_patch_num > patches:
+        raise ValueError(
+            f"sample_patch_num is {sample_patch_num}, but pictures of {height} × {width} pixels have {patches} "
+            "patches: make it smaller, or image_size larger."
+        )
+    largest, side = config.image_bucket_size * PATCH_SIZE, max(height, width)
     if side > largest:
         raise ValueError(
             f"Pictures have {side} pixels a side, but this checkpoint has positions for {largest} at most: make "
@@ -208,4 +260,4 @@ def _has_boxes(task: Task) -> bool:
     return task.answer in ("box", "boxes")
 
 
-__all__ = ["FinetuningCollator", "TaskMetrics", "check_answers", "check_pictures"]
+__all__ = ["FinetuningCollator", "TaskMetrics", "check_answers", "check_pictures", "undecoded"]

@@ -54,7 +54,7 @@ def parse_recipe(
 
     Raises:
         ValueError: A key is unknown (the message names near ones), a value does not fit, or `total_batch_size` cannot
-            be reached.
+            be reached, or a polynomial schedule has no step behind its warm-up.
         OSError: There is no such file.
     """
     parser = _Parser(
@@ -85,8 +85,16 @@ def parse_recipe(
         words.append(f"--gradient_accumulation_steps={steps}")
     parsed = parser.parse_args_into_dataclasses(words, look_for_args_file=False)[: len(kinds)]
     for one in parsed:
-        if isinstance(one, TrainingArguments) and one.n_gpu > 1:
+        if not isinstance(one, TrainingArguments):
+            continue
+        if one.n_gpu > 1:
             raise ValueError(f"One process drives {one.n_gpu} devices: start one a device with `accelerate launch`.")
+        # The polynomial schedule of transformers would divide by zero after the first step.
+        if one.lr_scheduler_type == "polynomial" and 0 < one.max_steps == one.get_warmup_steps(one.max_steps):
+            raise ValueError(
+                f"All steps are warm-up with max_steps {one.max_steps} and warmup_steps {one.warmup_steps}: give more "
+                "steps, or --warmup_steps 0."
+            )
     return parsed
 
 
@@ -101,7 +109,8 @@ def read_yaml(file: str | os.PathLike) -> dict[str, Any]:
     try:
         values = yaml.load(Path(file).read_text(encoding="utf-8"), _Loader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{file} is not YAML: {error}") from error
+        # On one line, which is all that scripts print of an error.
+        raise ValueError(f"{file} is not YAML: {' '.join(str(error).split())}") from error
     if values is None:
         return {}
     if not isinstance(values, dict) or not all(isinstance(name, str) for name in values):
