@@ -402,6 +402,8 @@ def test_a_model_that_is_no_ofa_folder_is_refused(picture, tmp_path, capsys):
     folder = tmp_path / "model"
     folder.mkdir()
     assert "has no config.json" in refused(capsys, "caption", picture, "--model", folder)
+    (folder / "adapter_config.json").write_text("{}", encoding="utf-8")
+    assert "is an adapter of peft: merge it" in refused(capsys, "caption", picture, "--model", folder)
     (folder / "config.json").write_text("{", encoding="utf-8")
     assert "not a valid JSON" in refused(capsys, "caption", picture, "--model", folder)
     (folder / "config.json").write_text('{"model_type": "bert"}', encoding="utf-8")

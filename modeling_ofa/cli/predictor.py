@@ -54,6 +54,8 @@ def check_model(model: str) -> None:
             f"python -m convert fairseq {model} FOLDER"
         )
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise CommandError(f"{model} is an adapter of peft: merge it into its model first, as docs/lora.md does")
         if not (path / "config.json").is_file():
             raise CommandError(f"the folder {model} has no config.json, so it is no checkpoint")
     elif path.is_absolute() or model.startswith(".") or model.count("/") > 1:
