@@ -30,6 +30,7 @@ extras = {
     "test": [
         "matplotlib>=3.8",
         "parameterized>=0.9",
+        "psutil>=5.9",
         "pycocotools>=2.0.8",
         "pytest>=8",
         "pytest-xdist>=3.6",

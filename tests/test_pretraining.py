@@ -5,7 +5,6 @@ import io
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
+import psutil
 import pytest
 import torch
 from datasets import Dataset, IterableDataset
@@ -722,14 +722,17 @@ def test_two_processes_train_as_one_does_and_are_killed_and_one_goes_on(tiny, tm
     command += [str(ROOT / "scripts" / "pretrain.py"), *tiny.recipe(tmp_path / "two", *still, "--max_steps", "500")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     with open(tmp_path / "log", "w+") as log:
-        running = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        running = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
         try:
             until = time.monotonic() + 300
             while last_checkpoint(tmp_path / "two") is None and time.monotonic() < until:
                 assert running.poll() is None, (tmp_path / "log").read_text()
                 time.sleep(0.02)
         finally:
-            os.killpg(running.pid, signal.SIGKILL)
+            if running.poll() is None:
+                # Each process that torchrun starts has a session of its own, so there is no group to kill.
+                for process in (*psutil.Process(running.pid).children(recursive=True), running):
+                    process.kill()
             running.wait()
     done = int(str(last_checkpoint(tmp_path / "two")).rsplit("-", 1)[1])
     steps = [*still, "--max_steps", str(done + 2)]
