@@ -1,4 +1,4 @@
-"""OFA for transformers. Importing the package registers its classes with the Auto classes."""
+"""OFA for transformers. Importing the package registers its classes with the Auto classes, and its pipelines."""
 
 from pathlib import Path
 
@@ -14,12 +14,13 @@ from transformers import (
 from transformers.models.auto import image_processing_auto
 from transformers.models.auto.image_processing_auto import AutoImageProcessor  # 5.17 exports it with torchvision only
 
+from .collator_ofa import DataCollatorForOFA
 from .configuration_ofa import OFAConfig
-from .data.collator import DataCollatorForOFA
 from .evaluation.metrics import metric_path
 from .image_processing_ofa import OFAImageProcessor
 from .image_processing_pil_ofa import OFAImageProcessorPil
 from .modeling_ofa import OFAForConditionalGeneration, OFAForSequenceClassification, OFAModel, OFAPreTrainedModel
+from .pipelines_ofa import OFAEmbeddingPipeline, OFAPipeline, register_pipelines
 from .processing_ofa import OFAProcessor
 from .tasks_ofa import Task, register_task
 from .tokenization_ofa import OFATokenizer
@@ -43,16 +44,19 @@ AutoProcessor.register(OFAConfig, OFAProcessor, exist_ok=True)
 # Pillow's pixels are the official ones, so they are the default even where torchvision is installed.
 if "OFAImageProcessor" not in image_processing_auto.DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS:
     image_processing_auto.DEFAULT_TO_PIL_BACKEND_IMAGE_PROCESSORS.append("OFAImageProcessor")
+register_pipelines()
 
 __all__ = [
     "DEFAULT_CHECKPOINT",
     "DataCollatorForOFA",
     "OFAConfig",
+    "OFAEmbeddingPipeline",
     "OFAForConditionalGeneration",
     "OFAForSequenceClassification",
     "OFAImageProcessor",
     "OFAImageProcessorPil",
     "OFAModel",
+    "OFAPipeline",
     "OFAPreTrainedModel",
     "OFAProcessor",
     "OFATokenizer",

@@ -152,6 +152,13 @@ class OFAConfig(PreTrainedConfig):
         normformer = kwargs.pop("normformer", None)
         if normformer is not None:
             self.scale_attn = self.scale_fc = self.scale_heads = normformer
+        if pipelines := kwargs.pop("custom_pipelines", None):
+            from transformers.pipelines import PIPELINE_REGISTRY  # which few configurations need
+
+            # Where the package has registered its pipelines, nobody has to trust the code of a repository for them.
+            known = PIPELINE_REGISTRY.supported_tasks
+            if others := {name: one for name, one in pipelines.items() if name not in known}:
+                kwargs["custom_pipelines"] = others
         super().__post_init__(**kwargs)
 
     def validate_architecture(self):

@@ -24,6 +24,12 @@ from .trie_ofa import AnswerTrie
 
 
 DECODER_PROMPTS = ("none", "src", "prev_output", "official")
+# A text of the user as OFA's instructions are written, with one space before it. (`strip` leaves Chinese as it is.)
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}{% if message['content'] is string %}{{ ' ' + message['content'].strip() }}"
+    "{% else %}{% for part in message['content'] if part['type'] == 'text' %}{{ ' ' + part['text'].strip() }}"
+    "{% endfor %}{% endif %}{% endfor %}"
+)
 # Options of `generate` that each row of a batch of several tasks has for itself.
 _OF_ROWS = ("min_new_tokens", "max_new_tokens", "suppress_tokens", "no_repeat_ngram_size", "length_penalty")
 
@@ -41,7 +47,8 @@ class OFAProcessor(ProcessorMixin):
     Args:
         image_processor ([`OFAImageProcessor`]): for the pictures.
         tokenizer ([`OFATokenizer`]): for the texts.
-        chat_template (`str`, *optional*): a Jinja template for conversations; OFA was trained without one.
+        chat_template (`str`, *optional*):
+            A Jinja template for conversations. OFA was trained without one; see [`OFAProcessor.apply_chat_template`].
         max_image_size (`int`, *optional*, defaults to 512):
             Side of the square in which boxes are counted, and to which visual grounding resizes pictures.
         num_beams (`int`, *optional*):
@@ -197,11 +204,39 @@ class OFAProcessor(ProcessorMixin):
         data.update(self._decoder_side(rows, prompts, bodies, pads))
         return BatchFeature(data, tensor_type=return_tensors)
 
+    def apply_chat_template(
+        self,
+        conversation: Sequence[Mapping[str, Any]] | Sequence[Sequence[Mapping[str, Any]]],
+        chat_template: str | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """
+        Turns conversations into what the encoder reads. OFA knows no dialogue, so without a template of your own a
+        conversation is one message of the user: an instruction of OFA's, the space before it left to this method, and
+        at most one picture.
+
+        Args:
+            conversation (`list[dict]` or `list[list[dict]]`):
+                `[{"role": "user", "content": [{"type": "image", "image": …}, {"type": "text", "text": …}]}]`, or
+                several of these.
+            chat_template (`str`, *optional*): A Jinja template, in place of the processor's.
+            **kwargs: As in [`ProcessorMixin.apply_chat_template`]: `tokenize`, `return_dict`, `return_tensors`, ….
+
+        Raises:
+            `ValueError`: if a conversation has other messages or parts than that.
+        """
+        if chat_template is None and self.chat_template is None:
+            chat_template = _CHAT_TEMPLATE
+            for messages in [conversation] if isinstance(conversation[0], Mapping) else conversation:
+                _check_conversation(messages)
+        return super().apply_chat_template(conversation, chat_template, **kwargs)
+
     def generation_kwargs(
         self,
         task: str | Task | Sequence[str | Task],
         answers: Sequence[str] | AnswerTrie | Mapping[str, Sequence[str] | AnswerTrie] | None = None,
         constrained: bool | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
         """
         Gives the keyword arguments of `generate` with which a task is decoded at evaluation. They may be used for
@@ -217,6 +252,7 @@ class OFAProcessor(ProcessorMixin):
             constrained (`bool`, *optional*):
                 Whether to let the model write nothing but what answers this task (one of the answers, bins, codes). By
                 default as the official evaluation does.
+            **options: Options of `generate` in place of the tasks' own, such as `num_beams=1`.
 
         Raises:
             `ValueError`: if the task is unknown, if one list of answers is given for several tasks, if answers are not
@@ -238,11 +274,11 @@ class OFAProcessor(ProcessorMixin):
             known = self.closed_list(row) if known is None else known
             constraints[first] = self._format.constraint(row, known) if limited else None
         if len(constraints) > 1:
-            return self._mixed_options(rows, [constraints[first] for first in firsts])
-        options, constraint = self._search_options(rows[0]), constraints[0]
+            return self._mixed_options(rows, [constraints[first] for first in firsts], options)
+        search, constraint = self._search_options(rows[0], options), constraints[0]
         if constraint is not None:
-            options["logits_processor"] = [RowLogitsProcessor(RowOptions(constraint), self.tokenizer.eos_token_id)]
-        return options
+            search["logits_processor"] = [RowLogitsProcessor(RowOptions(constraint), self.tokenizer.eos_token_id)]
+        return search
 
     def closed_list(self, task: str | Task) -> Sequence[str] | None:
         """
@@ -613,24 +649,27 @@ class OFAProcessor(ProcessorMixin):
 
     # Constraints and search
 
-    def _search_options(self, row: Task) -> dict[str, Any]:
-        """Gives a task's options of `generate`, for this checkpoint."""
+    def _search_options(self, row: Task, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Gives a task's options of `generate`, for this checkpoint, with those that the user gave in their place."""
         options = {"do_sample": False, **row.generation}
+        if self.num_beams is not None and not options["do_sample"]:
+            options["num_beams"] = self.num_beams
+        options |= given
         # Small models have fewer positions than the longest answers need.
         limit = self.tokenizer.model_max_length + 1
         options["max_new_tokens"] = min(options.get("max_new_tokens", limit), limit)
         if "min_new_tokens" in options:
             options["min_new_tokens"] = min(options["min_new_tokens"], limit - 1)
-        if self.num_beams is not None and not options.get("do_sample"):
-            options["num_beams"] = self.num_beams
         if options.get("num_beams", 1) == 1:
             for name in ("early_stopping", "length_penalty"):  # of beams alone
                 options.pop(name, None)
         return options
 
-    def _mixed_options(self, rows: Sequence[Task], constraints: Sequence[Constraint | None]) -> dict[str, Any]:
+    def _mixed_options(
+        self, rows: Sequence[Task], constraints: Sequence[Constraint | None], given: Mapping[str, Any]
+    ) -> dict[str, Any]:
         """Gives the options of a batch of several tasks."""
-        searches = [self._search_options(row) for row in rows]
+        searches = [self._search_options(row, given) for row in rows]
         if len({options["do_sample"] for options in searches}) > 1:
             names = ", ".join(sorted({row.name for row in rows}))
             raise ValueError(f"Tasks that sample and tasks that search cannot share a batch: {names}.")
@@ -643,6 +682,21 @@ class OFAProcessor(ProcessorMixin):
         shared["num_beams"] = max(options.get("num_beams", 1) for options in searches)
         shared["max_new_tokens"] = max(entry.max_new_tokens or 0 for entry in entries)
         return {**shared, "logits_processor": [RowLogitsProcessor(entries, self.tokenizer.eos_token_id)]}
+
+
+def _check_conversation(messages: Any) -> None:
+    roles = [message["role"] for message in messages]
+    if roles != ["user"]:
+        raise ValueError(
+            "OFA answers one instruction and was trained on no dialogue: a conversation is one message of the user, "
+            f"not {', '.join(roles) or 'none'}."
+        )
+    content = messages[0]["content"]
+    kinds = ["text"] if isinstance(content, str) else [part["type"] for part in content]
+    if sorted(kinds) not in (["text"], ["image", "text"], ["image_url", "text"]):
+        raise ValueError(
+            f"A message to OFA is one text and at most one picture, not {', '.join(map(str, kinds)) or 'nothing'}."
+        )
 
 
 def _check_prompt(decoder_prompt: str) -> str:

@@ -452,7 +452,8 @@ def get_task(task: str | Task) -> Task:
     Raises:
         `ValueError`: if there is no such task; the message names those that there are.
     """
-    if isinstance(task, Task):
+    # Pipeline and processor may have copies of this code of their own, as `decodes_rows` explains.
+    if not isinstance(task, str) and hasattr(task, "instruction"):
         return task
     if not isinstance(task, str) or task not in TASKS:
         raise ValueError(f"Unknown task {task!r}. The tasks are: {', '.join(map(repr, TASKS))}.")

@@ -9,36 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from transformers.dynamic_module_utils import get_relative_import_files
 
 from ..configuration_ofa import OFAConfig
 from ..modeling_ofa import OFAForConditionalGeneration, OFAForSequenceClassification, OFAModel
+from ..pipelines_ofa import custom_pipelines
 from ..processing_ofa import OFAProcessor
+from ..remote_code_ofa import add_code
 from .card import Card, data_card
 
 
 KINDS = ("model", "adapter", "dataset")
 CARD = "README.md"
 
-_PACKAGE = Path(__file__).parents[1]
 _WEIGHTS = "model.safetensors"
 _ADAPTER, _ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _MODELS = {one.__name__: one for one in (OFAForConditionalGeneration, OFAForSequenceClassification, OFAModel)}
-_GENERATOR = "modeling_ofa.OFAForConditionalGeneration"
-_CODE = ("configuration_ofa", "image_processing_pil_ofa", "modeling_ofa", "processing_ofa", "tokenization_ofa")
-# By file, where the Auto classes look for the code.
-_AUTO_MAPS: dict[str, dict[str, Any]] = {
-    "config.json": {
-        "AutoConfig": "configuration_ofa.OFAConfig",
-        "AutoModel": "modeling_ofa.OFAModel",
-        "AutoModelForImageTextToText": _GENERATOR,
-        "AutoModelForSeq2SeqLM": _GENERATOR,
-        "AutoModelForSequenceClassification": "modeling_ofa.OFAForSequenceClassification",
-    },
-    "processor_config.json": {"AutoProcessor": "processing_ofa.OFAProcessor"},
-    "tokenizer_config.json": {"AutoTokenizer": ["tokenization_ofa.OFATokenizer", None]},
-}
-_IMAGE_AUTO_MAP = {"AutoImageProcessor": "image_processing_pil_ofa.OFAImageProcessorPil"}
 # By these the cards are known that a Trainer, or `push_to_hub`, has written for somebody to complete.
 _DRAFTS = ("generated automatically according to the information the Trainer", "[More Information Needed]")
 
@@ -208,22 +193,8 @@ def _stage_processor(folder: Path, stage: Path) -> OFAProcessor:
     """Writes the processor, and the code of all."""
     processor = _load(OFAProcessor, folder, "processor")
     processor.save_pretrained(stage)
-    for name, auto_map in _AUTO_MAPS.items():
-        if (stage / name).is_file():
-            settings = json.loads((stage / name).read_text(encoding="utf-8"))
-            settings["auto_map"] = auto_map
-            if "image_processor" in settings:
-                settings["image_processor"]["auto_map"] = _IMAGE_AUTO_MAP
-            _write_json(stage / name, settings)
-    for file in code_files():
-        (stage / file.name).write_bytes(file.read_bytes())
+    add_code(stage, custom_pipelines())
     return processor
-
-
-def code_files() -> list[Path]:
-    """Gives the files that loading from the Hub executes: the core ones, and those of the package that they import."""
-    core = [_PACKAGE / f"{name}.py" for name in _CODE]
-    return sorted({Path(file) for one in core for file in (one, *get_relative_import_files(one))})
 
 
 def _data_files(folder: Path) -> dict[str, Path]:
@@ -258,4 +229,4 @@ def _write_json(path: Path, settings: dict[str, Any]) -> None:
     path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-__all__ = ["CARD", "KINDS", "Contents", "code_files", "prepare"]
+__all__ = ["CARD", "KINDS", "Contents", "prepare"]
