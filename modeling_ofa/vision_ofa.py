@@ -130,7 +130,7 @@ class OFAResNet(nn.Module):
         self.num_channels = in_channels
 
     def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        if not torch.is_grad_enabled():
+        if not (torch.is_grad_enabled() and self.bn1.weight.requires_grad):
             # The faster layout, on CPUs and on tensor cores. Training keeps the official one: gradients of batch
             # statistics depend on the order of sums, by up to 0.6 % of their norm in the recorded step.
             pixel_values = pixel_values.contiguous(memory_format=torch.channels_last)

@@ -26,6 +26,7 @@ from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor
 from modeling_ofa.cli.errors import CommandError, first_line
 from modeling_ofa.data.official import find_files
 from modeling_ofa.data.readers import load_examples
+from modeling_ofa.training.freezing import freeze
 from modeling_ofa.training.pretraining import Negatives, PretrainingMixture, PretrainingRows, PretrainingTrainer
 from modeling_ofa.training.recipes import last_checkpoint, parse_recipe, refuse_unknown
 
@@ -52,6 +53,10 @@ class PretrainingRecipe:
     )
     processor: str | None = _setting(None, "folder or Hub id of tokenizer and processor (default: the checkpoint's)")
     model_config: str | None = _setting(None, "fields of OFAConfig: a mapping, or JSON on the command line")
+    attn_implementation: str | None = _setting(None, "eager, sdpa, …: eager is the fastest to train with on CPUs")
+    freeze: list[str] = field(
+        default_factory=list, metadata={"help": "parts that are not trained: resnet, embeddings, …"}
+    )
     image_text: str | None = _setting(
         None, "captions, questions and phrases: a file, several, or load_examples' options"
     )
@@ -61,6 +66,7 @@ class PretrainingRecipe:
     negatives: str | None = _setting(None, "folder with all_captions.txt, object.txt and type2ans.json")
     on_bad_row: Literal["raise", "skip"] = _setting("raise", "what to do with damaged rows: raise or skip")
     image_size: int = _setting(384, "side of pictures with texts")
+    matching: float = _setting(1.0, "part of captions and questions that is also asked to be matched; officially all")
     augment: bool = _setting(True, "cut, enlarge and mirror pictures as officially")
     sample_patch_num: int = _setting(196, "patches drawn from each of these; 0 takes all")
     total_batch_size: int | None = _setting(None, "image-text Examples a step, of all processes")
@@ -134,12 +140,17 @@ def run(recipe: PretrainingRecipe, args: TrainingArguments) -> None:
     processor.image_processor.size = {"height": recipe.image_size, "width": recipe.image_size}
     set_seed(args.seed)
     model = load_model(recipe, processor)
+    trained = freeze(model, recipe.freeze)
+    if recipe.attn_implementation is not None:
+        model.set_attn_implementation(recipe.attn_implementation)
 
     found = {name: getattr(recipe, name) for name in _KINDS}
     with args.main_process_first(desc="reading data"):  # the others find what is prepared in the cache
         data = {name: load_source(spec, name, recipe) for name, spec in found.items() if spec is not None}
     mixture = PretrainingMixture(
-        PretrainingRows(processor, negatives, recipe.image_size, model.config.code_image_size, recipe.augment),
+        PretrainingRows(
+            processor, negatives, recipe.image_size, model.config.code_image_size, recipe.augment, recipe.matching
+        ),
         **data,
         num_streams=recipe.num_streams,
         shuffle_buffer=recipe.shuffle_buffer,
@@ -148,12 +159,13 @@ def run(recipe: PretrainingRecipe, args: TrainingArguments) -> None:
     )
     trainer = PretrainingTrainer(model, args, mixture, sample_patch_num=recipe.sample_patch_num or None)
     rows = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    logger.info("%s parameters, %d image-text Examples a step", f"{model.num_parameters():,}", rows)
+    logger.info("%s; %d image-text Examples a step", trained, rows)
     checkpoint = args.resume_from_checkpoint or last_checkpoint(args.output_dir)
     if checkpoint is not None:
         logger.info("going on from %s", checkpoint)
     trainer.train(checkpoint)
     trainer.save_model()
+    trainer.save_state()  # with the log
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -119,8 +119,9 @@ def test_batches_are_those_of_the_official_data_set(official, recorded):
         assert part["patch_masks"].tolist() == inputs["patch_masks"]["v"]
         if name == "batch_v2":
             assert part["code_masks"].tolist() == inputs["code_masks"]["v"]
-        assert [list(part["pixel_values"].shape)] == inputs["patch_images"]
-        for pixels, single in zip(part["pixel_values"], singles, strict=True):
+        pictures = part["pixel_values"][part["picture_index"]]
+        assert [list(pictures.shape)] == inputs["patch_images"]
+        for pixels, single in zip(pictures, singles, strict=True):
             assert_recorded(pixels, single["patch_image"])
 
 
@@ -337,6 +338,15 @@ def test_other_tasks_are_a_row_each_and_asked_as_in_fine_tuning(tiny):
     assert torch.equal(part["pixel_values"][0], expected["pixel_values"][0]) and part["sample_weights"][0] == 1
 
 
+def test_few_captions_and_questions_may_be_matched_too(tiny):
+    examples = [example for example in tiny.examples["image_text"] if example["task"] != "visual_grounding"]
+    rows = PretrainingRows(tiny.processor, NEGATIVES, 64, 32, matching=0.25)
+    made = [len(rows.image_text(examples[seed % len(examples)], Randomness.seeded(seed))) for seed in range(400)]
+    assert set(made) == {1, 2} and made.count(2) == pytest.approx(100, abs=35)
+    with pytest.raises(ValueError, match="matching is 2, but must be a part"):
+        PretrainingRows(tiny.processor, NEGATIVES, matching=2)
+
+
 def test_pictures_are_left_whole_where_nothing_is_to_be_augmented(tiny):
     rows = PretrainingRows(tiny.processor, NEGATIVES, 64, 32, augment=False)
     boxed = next(example for example in tiny.examples["image_text"] if example["task"] == "visual_grounding")
@@ -497,6 +507,8 @@ def test_a_step_costs_the_sum_of_both_parts_means(tiny, tmp_path):
     expected = []
     for part in batch["parts"]:
         inputs = {name: value for name, value in part.items() if name not in ("labels", "sample_weights")}
+        if "pixel_values" in inputs:  # each picture once
+            inputs["pixel_values"] = inputs["pixel_values"][inputs.pop("picture_index")]
         with torch.no_grad():
             log_probs = model(**inputs).logits.log_softmax(-1) * part["sample_weights"][:, None, None]
         labels = part["labels"]
@@ -712,6 +724,17 @@ def test_the_resnet_may_begin_with_the_weights_of_a_classifier(tiny, tmp_path, c
     assert all(torch.equal(value, weights[name]) for name, value in trained.items())
     assert pretrain.main(tiny.recipe(tmp_path / "no", *words, "--backbone", str(tmp_path / "bad.pth"))) == 2
     assert "bad.pth has no conv1.weight of shape" in capsys.readouterr().err
+
+
+def test_parts_may_be_left_as_they_are(tiny, tmp_path):
+    weights = tiny.model().model.encoder.embed_images.state_dict()
+    torch.save(weights, tmp_path / "resnet.pth")
+    options = ["--backbone", str(tmp_path / "resnet.pth"), "--freeze", "resnet", "--attn_implementation", "eager"]
+    options += ["--max_steps", "1", "--learning_rate", "0.1", "--warmup_steps", "0", "--matching", "0.5"]
+    assert pretrain.main(tiny.recipe(tmp_path / "run", *options)) == 0
+    encoder = OFAForConditionalGeneration.from_pretrained(tmp_path / "run").model.encoder
+    assert all(torch.equal(value, weights[name]) for name, value in encoder.embed_images.state_dict().items())
+    assert (encoder.layer_norm.weight != 1).all()
 
 
 def test_two_processes_train_as_one_does_and_are_killed_and_one_goes_on(tiny, tmp_path):

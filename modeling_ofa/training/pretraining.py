@@ -215,7 +215,8 @@ class PretrainingTrainer(Trainer):
     ) -> Any:
         inputs = dict(inputs)
         labels, weights = inputs.pop("labels"), inputs.pop("sample_weights")
-        outputs = model(**inputs, use_cache=False)
+        with _rows_share_pictures(self.accelerator.unwrap_model(model), inputs.pop("picture_index", None)):
+            outputs = model(**inputs, use_cache=False)
         # The gradients of processes are averaged, but their tokens are to be added up.
         loss = self.loss(outputs.logits, labels, weights).loss * self.args.world_size / num_items_in_batch
         return (loss, outputs) if return_outputs else loss
@@ -232,6 +233,20 @@ class PretrainingTrainer(Trainer):
             self._part_losses.zero_()
             self._logged_step = self.state.global_step
         super().log(logs, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _rows_share_pictures(model: OFAForConditionalGeneration, picture_index: torch.Tensor | None) -> Iterator[None]:
+    """Lets the ResNet see each picture once, and gives its features to all rows that ask about it."""
+    if picture_index is None:
+        yield
+        return
+    resnet = model.get_encoder().embed_images
+    hook = resnet.register_forward_hook(lambda module, args, features: features.index_select(0, picture_index))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 __all__ = ["Negatives", "PretrainingCollator", "PretrainingMixture", "PretrainingRows", "PretrainingTrainer"]

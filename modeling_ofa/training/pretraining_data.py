@@ -232,7 +232,8 @@ class PretrainingCollator:
 
         Returns:
             `dict[str, Any]`: One or two [`BatchFeature`] as `parts`, with the model's inputs, `labels`, and
-            `sample_weights` of shape `(batch,)`; the rest of `batch` as it came.
+            `sample_weights` of shape `(batch,)`; the rest of `batch` as it came. `pixel_values` has each picture once,
+            of shape `(pictures, 3, height, width)`, and `picture_index` of shape `(batch,)` says which one a row has.
         """
         pairs = zip(batch["rows"], self.collators, strict=True)
         parts = [self._part(rows, collate) for rows, collate in pairs if rows]
@@ -260,8 +261,13 @@ class PretrainingCollator:
             "labels": pad_sequence(labels, batch_first=True, padding_value=-100),
             "sample_weights": torch.tensor([row["confidence"] for row in rows]),
         }
-        pictures = ("pixel_values", "patch_masks", "code_masks")
-        return BatchFeature({**part, **{name: made[name] for name in pictures if name in made}})
+        part |= {name: made[name] for name in ("patch_masks", "code_masks") if name in made}
+        if "pixel_values" in made:
+            pictures = [id(row.get("image")) for row in rows]  # rows that are made of one Example share the object
+            places = {picture: place for place, picture in enumerate(dict.fromkeys(pictures))}
+            part["pixel_values"] = made["pixel_values"][[pictures.index(picture) for picture in places]]
+            part["picture_index"] = torch.tensor([places[picture] for picture in pictures])
+        return BatchFeature(part)
 
 
 __all__ = ["MixedBatches", "MixedStream", "PretrainingCollator", "PretrainingMixture"]

@@ -136,6 +136,8 @@ class PretrainingRows:
             Side of the middle that image infilling draws. The pictures of these rows are twice as large.
         augment (`bool`, *optional*, defaults to `True`):
             Whether pictures are cut, enlarged and mirrored as officially, and not just resized.
+        matching (`float`, *optional*, defaults to 1.0):
+            Which part of the captions and questions comes with a row of image-text matching; officially all.
     """
 
     def __init__(
@@ -145,7 +147,11 @@ class PretrainingRows:
         image_size: int = 384,
         code_image_size: int = 128,
         augment: bool = True,
+        matching: float = 1.0,
     ):
+        if not 0 <= matching <= 1:
+            raise ValueError(f"matching is {matching}, but must be a part: from 0 to 1.")
+        self.matching = matching
         self.processor, self.tokenizer = processor, processor.tokenizer
         self.negatives = negatives
         self.image_size, self.code_image_size = image_size, code_image_size
@@ -164,9 +170,9 @@ class PretrainingRows:
 
     def image_text(self, example: Mapping[str, Any], rng: Randomness) -> list[Row]:
         """
-        Gives two rows: a caption or a question, and with it the question whether one like it is right, which is wrong
-        half of the time; or a phrase to ground, and its region to describe. An Example of any other task, which the
-        official data has not, is one row, asked as in fine-tuning.
+        Gives two rows: a caption or a question, and with it (see `matching`) the question whether one like it is
+        right, which it is not half of the time; or a phrase to ground, and its region to describe. An Example of any
+        other task, which the official data has not, is one row, asked as in fine-tuning.
 
         Args:
             example (`Mapping[str, Any]`): An Example.
@@ -187,6 +193,8 @@ class PretrainingRows:
             right = example["target"]
             wrong = self.negatives.answer(right, example["confidence"], rng)
             row["text"] = example["text"]
+        if self.matching < 1 and rng.python.random() >= self.matching:
+            return [row]
         # An object that the caption does not name replaces nothing, and leaves it right.
         matches = rng.python.random() >= 0.5 or wrong == right
         said = right if matches else wrong
