@@ -154,6 +154,31 @@ def test_demo_without_its_examples_says_so(monkeypatch, tmp_path, capsys):
     assert "examples are missing" in capsys.readouterr().err
 
 
+def test_demo_shows_examples_of_yours(stub, checkpoint, tmp_path, capsys):
+    (tmp_path / "mine").mkdir()
+    Image.new("RGB", (40, 30)).save(tmp_path / "mine" / "a.png")
+    mine = tmp_path / "mine" / "rows.json"
+    command = ["demo", "--examples", str(mine), "--model", str(checkpoint), "--device", "cpu"]
+    command += ["--output", str(tmp_path / "out")]
+    mine.write_text(json.dumps([{"task": "vqa", "image": "a.png", "text": "what?"}]), encoding="utf-8")
+    assert cli.main(command) == 0
+    assert "what? -> vqa answer of None" in capsys.readouterr().out and (tmp_path / "out" / "demo.png").is_file()
+    for content, message in (
+        ("[", "rows.json is no table of examples"),
+        ('{"task": "vqa"}', "must be a list of rows such as"),
+        ('[{"image": "a.png"}]', "must be a list of rows such as"),
+        ('[{"task": "vqa", "image": "a.png"}]', "vqa"),
+        ('[{"task": "caption", "image": "b.png"}]', "b.png"),
+        ('[{"task": "capton", "image": "a.png"}]', "capton"),
+        ("[]", "no example"),
+    ):
+        mine.write_text(content, encoding="utf-8")
+        assert cli.main(command) == 2
+        assert message in capsys.readouterr().err, content
+    assert cli.main([*command, "--examples", "nowhere.json"]) == 2
+    assert "nowhere.json is no table of examples: [Errno 2]" in capsys.readouterr().err
+
+
 def test_tasks_of_a_checkpoint_are_those_that_its_folder_names(tmp_path):
     assert known_tasks(str(tmp_path)) == []
     (tmp_path / "README.md").write_text("no metadata", encoding="utf-8")

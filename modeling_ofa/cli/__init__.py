@@ -111,6 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument(
         "--output", metavar="DIR", default=DEFAULT_OUTPUT, help="folder for the drawn picture (default: %(default)s)"
     )
+    demo.add_argument("--examples", metavar="JSON", help="show these examples, about pictures of yours, instead")
     demo.set_defaults(run=run_demo)
 
     summary = "Serve a page on which people try a model: a tab a task, in a browser."

@@ -36,9 +36,14 @@ def run_demo(arguments: argparse.Namespace) -> int:
     """Runs `ofa demo`; gives the exit status."""
     checkpoint = arguments.model or default_checkpoint()
     answerer = Answerer(checkpoint, arguments.device, arguments.dtype, with_scores=True)
-    rows = read_examples(known_tasks(checkpoint))
+    if arguments.examples:
+        rows = read_examples(table=arguments.examples)
+        for row in rows:
+            answerer.check(row)
+    else:
+        rows = read_examples(known_tasks(checkpoint))
     if not rows:
-        raise CommandError(f"the package has no example of what {checkpoint} is for; `ofa run TASK` asks it")
+        raise CommandError(f"there is no example of what {checkpoint} is for; `ofa run TASK` asks it")
     folder = Path(arguments.output)
     try:
         folder.mkdir(parents=True, exist_ok=True)
