@@ -12,6 +12,7 @@ docs/world.md says more.
 
 import argparse
 import json
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 from world.artwork import CACHE, FILE, SETS, TEST_DESIGN, WorldError, build
+from world.processor import build_processor
 from world.publish import write_negatives, write_split
 from world.questions import questions
 from world.scenes import World
@@ -70,11 +72,22 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--write", nargs="+", default=[], choices=SPLITS, help="write these splits")
     parser.add_argument("--output", type=Path, default=Path("world"), help="into folders of their names in this one")
     parser.add_argument("--rows", type=int, default=500, help="so many rows of each part (%(default)s)")
+    parser.add_argument(
+        "--parts", nargs="+", type=_part, metavar="PART=ROWS", help="only these parts, each with its number of rows"
+    )
     parser.add_argument("--seed", type=int, default=0, help="others give other rows (%(default)s)")
+    parser.add_argument(
+        "--processor", type=Path, metavar="DIR", help="also write the processor of a small model of it"
+    )
     parser.add_argument("--demo", type=Path, metavar="DIR", help="also write demo scenes of the test design into DIR")
     parser.add_argument("--demo-seeds", type=int, nargs="+", default=[1, 2, 3], help="one scene a seed (%(default)s)")
     parser.add_argument("--preview", type=Path, metavar="PNG", help="also write a sheet of scenes of all splits")
     return parser.parse_args(arguments)
+
+
+def _part(text: str) -> tuple[str, int]:
+    name, _, rows = text.partition("=")
+    return name, int(rows)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -84,10 +97,13 @@ def run(args: argparse.Namespace) -> None:
         print(f"{design} {icons.version} ({icons.licence}): {drawings.designs.count(design)} drawings")
     print(f"{path}: {len(set(drawings.names))} things, {path.stat().st_size / 1e6:.1f} MB")
     for split in args.write:
-        write_split(split, args.output / split, args.rows, path, args.seed)
-        print(f"{args.output / split}: {args.rows} rows of each part")
+        write_split(split, args.output / split, dict(args.parts) if args.parts else args.rows, path, args.seed)
+        print(args.output / split)
     if args.write:
         write_negatives(args.output / "negatives")
+    if args.processor:
+        build_processor(path).save_pretrained(args.processor)
+        print(args.processor)
     if args.demo:
         write_demo(World(path), args.demo, args.demo_seeds)
     if args.preview:
@@ -95,6 +111,8 @@ def run(args: argparse.Namespace) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("world").setLevel(logging.INFO)
     try:
         run(parse_args(arguments))
     except (WorldError, ValueError, OSError, ImportError) as error:

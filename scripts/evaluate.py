@@ -39,7 +39,12 @@ def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--model", default=DEFAULT_CHECKPOINT, help="folder or Hub id (default: the embedded one)")
     parser.add_argument("--output", type=Path, help="folder to write to (default: evaluation/TASK)")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, nargs="+", help="file, folder or Hub id; TSV files may be several")
+    data.add_argument(
+        "--data",
+        required=True,
+        nargs="+",
+        help="file, folder or Hub id; TSV files and folders of Parquet may be several",
+    )
     data.add_argument("--format", default="tsv", choices=["parquet", *FORMATS], help="how to read it (default: tsv)")
     data.add_argument("--split", help="the split, where the data holds several")
     data.add_argument("--limit", type=parse_count, help="evaluate no more than the first so many Examples")

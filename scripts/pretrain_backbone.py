@@ -2,7 +2,7 @@
 Trains the ResNet of OFA before the rest of it: every patch of a picture is to name the object in whose box it lies.
 
     python scripts/pretrain_backbone.py --config recipes/world_backbone.yaml --output_dir runs/backbone
-    python scripts/pretrain.py --config recipes/world.yaml --backbone runs/backbone/resnet.safetensors …
+    python scripts/pretrain.py --config recipes/world_model.yaml --backbone runs/backbone/resnet.safetensors …
 
 The official runs begin with a ResNet that knows ImageNet. Where there is none, pictures with boxes teach one, at a
 fraction of what the whole model costs. A run that was stopped goes on when the same command is given again.
@@ -43,6 +43,7 @@ class BackboneRecipe:
     image_size: int = field(default=384, metadata={"help": "side of the pictures"})
     ground_weight: float = field(default=0.2, metadata={"help": "how much a patch outside of all boxes counts"})
     label_smoothing: float = field(default=0.0, metadata={"help": "spread over all names"})
+    total_batch_size: int | None = field(default=None, metadata={"help": "pictures a step, of all processes"})
 
 
 class PatchNamer(nn.Module):

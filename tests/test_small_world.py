@@ -28,6 +28,7 @@ import build_small_world  # noqa: E402
 from world import artwork  # noqa: E402
 from world.artwork import CACHE, FILE, SETS, TRAIN_DESIGNS, Drawings, WorldError  # noqa: E402
 from world.grounds import COLOURS, draw_ground  # noqa: E402
+from world.processor import build_processor  # noqa: E402
 from world.publish import TEST_PARTS, TRAINING_PARTS, write_negatives, write_split  # noqa: E402
 from world.questions import claim, question, questions  # noqa: E402
 from world.scenes import World  # noqa: E402
@@ -514,7 +515,7 @@ def test_pretraining_reads_the_streams(path, tmp_path, embedded):
     mixture = PretrainingMixture(rows, **data, num_streams=2, shuffle_buffer=16)
     pairs, extras = MixedStream(mixture, 0).take(8)
     assert Counter(row["task"].name for row in extras) == {"text_infilling": 2, "object_detection": 1}
-    assert len(pairs) == 16
+    assert 8 < len(pairs) <= 16  # of other tasks than the official ones an Example is one row
     parts = PretrainingCollator(embedded, 96, 48)({"rows": (pairs, extras)})["parts"]
     assert [part["pixel_values"].shape[-1] for part in parts] == [96, 96]
 
@@ -535,11 +536,26 @@ def test_a_split_is_written_with_a_card_by_which_it_loads(path, tmp_path):
     assert written[0]["image"].format == "JPEG"
 
 
+def test_writing_goes_on_with_the_parts_that_are_missing(path, tmp_path):
+    write_split("explore", tmp_path, {"crowds": 6}, path)
+    assert {file.name for file in tmp_path.iterdir()} == {"README.md", "crowds"}
+    [file] = (tmp_path / "crowds" / "data").iterdir()
+    rows = load_examples("parquet", tmp_path / "crowds", split="explore")
+    assert max(len(row["labels"]) for row in rows) > MOST  # crowded
+    before = file.stat().st_mtime_ns
+    write_split("explore", tmp_path, {"crowds": 6, "text": 2}, path)
+    assert file.stat().st_mtime_ns == before and (tmp_path / "text" / "data").is_dir()
+    assert "| `text` | text_infilling | 2 |" in (tmp_path / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match="explore has no part vqa. Its parts are: image_text"):
+        write_split("explore", tmp_path, {"vqa": 2}, path)
+
+
 def test_the_script_writes_what_it_is_asked_for(path, tmp_path, capsys):
-    options = ["--cache", str(path.parent), "--output", str(tmp_path), "--rows", "2"]
+    options = ["--cache", str(path.parent), "--output", str(tmp_path), "--parts", "caption=2", "vqa=1"]
     demo = ["--demo", str(tmp_path / "demo"), "--demo-seeds", "1", "2", "--preview", str(tmp_path / "sheet.png")]
     assert build_small_world.main([*options, "--write", "far", *demo]) == 0
     assert "license: cc-by-sa-4.0" in (tmp_path / "far" / "README.md").read_text(encoding="utf-8")
+    assert len(load_examples("parquet", [tmp_path / "far" / "caption", tmp_path / "far" / "vqa"], split="far")) == 3
     assert json.loads((tmp_path / "negatives" / "type2ans.json").read_text(encoding="utf-8"))["yes or no"]
     assert Image.open(tmp_path / "sheet.png").size == (1280, 128 * len(SPLITS))
     rows = json.loads((tmp_path / "demo" / "examples.json").read_text(encoding="utf-8"))
@@ -555,3 +571,19 @@ def test_the_script_tells_errors_in_a_line(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(artwork.shutil, "which", lambda name: None)
     assert build_small_world.main(["--cache", str(tmp_path)]) == 2
     assert capsys.readouterr().err.startswith("build_small_world.py: error: npm was not found")
+
+
+# --- the processor ---------------------------------------------------------------------------------------------------
+def test_the_processor_has_words_for_all_things_and_few_places_for_boxes(path):
+    processor = build_processor(path)
+    tokenizer = processor.tokenizer
+    for name in THINGS:
+        for word in (name, plural(name)):
+            assert len(tokenizer.tokenize(f" {word}")) == len(word.split())
+    assert tokenizer.num_codes == 1024 and len(tokenizer) == tokenizer.bin_start_id + 64
+    assert tokenizer.decode(tokenizer(" Üñ!")["input_ids"], skip_special_tokens=True) == " Üñ!"
+    image = Image.new("RGB", (300, 200))
+    inputs = processor(task="visual_grounding", images=image, text="the dog", target=[0, 0, 300, 200])
+    assert np.shape(inputs["pixel_values"][0]) == (3, 128, 128)
+    assert tokenizer.decode(inputs["labels"][0]) == "<bin_0><bin_0><bin_63><bin_63></s>"
+    assert processor.answers["image_classification"] == list(THINGS)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from datasets import Dataset, IterableDataset, load_dataset
+from datasets import Dataset, IterableDataset, concatenate_datasets, load_dataset
 from datasets.exceptions import DatasetGenerationError
 from datasets.fingerprint import Hasher
 
@@ -264,7 +264,8 @@ def load_examples(
     Args:
         format (`str`): A key of `FORMATS`, or `"parquet"` for what `scripts/prepare_data.py` wrote.
         path (`str`, `os.PathLike` or a list of these):
-            The file or folder; for `"tsv"` also a pattern or a list of files, for `"hub"` the name of a data set.
+            The file or folder; for `"tsv"` also a pattern or a list of files, for `"parquet"` a list of folders, for
+            `"hub"` the name of a data set.
         task (`str`, *optional*): The task, where the format is for several.
         split (`str`, *optional*):
             The split, where the source holds several. Whatever the source, rows of `"train"` must have an answer.
@@ -284,7 +285,8 @@ def load_examples(
         `FileNotFoundError`: if something that is named does not exist.
     """
     if format == "parquet":
-        return _load_parquet(path, split, streaming)
+        folders = path if isinstance(path, list | tuple) else [path]
+        return concatenate_datasets([_load_parquet(folder, split, streaming) for folder in folders])
     source = find_source(
         format, path, task=task, split=split, num_shards=num_shards, images=images, columns=columns, **options
     )

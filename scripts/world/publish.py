@@ -1,12 +1,16 @@
 """Writes the world as data sets to publish: Parquet files with a card, and the words that pre-training asks for."""
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import yaml
-from datasets import Dataset, Image
+from datasets import Dataset, Image, IterableDataset, disable_progress_bars
 
 from modeling_ofa.data.readers import EXAMPLE_FEATURES
 
@@ -19,16 +23,22 @@ from .things import THINGS
 from .words import MOST, NOTHING, caption
 
 
-_FILE_ROWS = 20_000
+logger = logging.getLogger(__name__)
+
+_FILE_ROWS = 10_000
 _CAPTIONS = 10_000
-# What is written of a split to train on: the sources of scripts/pretrain.py, and what its tasks leave out.
+# What is written of a split to train on: the sources of scripts/pretrain.py and of scripts/pretrain_backbone.py.
+_READING = {task: 0.2 for task in TEXT_TASKS if task != "text_infilling"}
 TRAINING_PARTS: dict[str, Mapping[str, float]] = {
-    "image_text": {"caption": 2, "visual_grounding": 2, "vqa": 3},
+    "image_text": {
+        "caption": 3, "visual_grounding": 2, "vqa": 5, "visual_entailment": 3, "image_classification": 1, **_READING,
+    },
     "detection": {"object_detection": 1},
     "text": {"text_infilling": 1},
-    "labels": {"visual_entailment": 3, "image_text_matching": 1, "image_classification": 2, "grounded_caption": 1},
-    "reading": {task: 1 for task in TEXT_TASKS if task != "text_infilling"},
-}
+    "crowds": {"object_detection": 1},
+}  # fmt: skip
+# Many objects in a picture, for the ResNet, which looks at each of them by itself.
+_COUNTS = {"crowds": (1, 2, 4, 8, 9, 10)}
 # And of one to test on: each task by itself.
 TEST_PARTS: dict[str, Mapping[str, float]] = {task: {task: 1} for task in (*SCENE_TASKS, *TEXT_TASKS)}
 _CATEGORIES = (
@@ -70,40 +80,73 @@ Changes: drawn as pixels, scaled, turned and put on grounds{changes}.
 
 
 def write_split(
-    split: str, folder: Path, rows: int, path: str | Path = CACHE / FILE, seed: int = 0, size: int = SIZE
+    split: str,
+    folder: Path,
+    rows: int | Mapping[str, int],
+    path: str | Path = CACHE / FILE,
+    seed: int = 0,
+    size: int = SIZE,
 ) -> None:
     """
     Writes a split: for each part a folder that `load_examples("parquet", …)` reads, and a card by which `load_dataset`
-    finds them all.
+    finds them all. Files that are there already are not written again, so that what was stopped goes on.
 
     Args:
         split (`str`): A key of `SPLITS`.
         folder (`Path`): The data set's own folder.
-        rows (`int`): Of each part.
+        rows (`int` or `Mapping[str, int]`): Of each part, or of those that are named.
         path (`str` or `Path`): The drawings.
         seed (`int`): Other seeds are other data sets.
         size (`int`): Pixels a side of the pictures.
 
     Raises:
         WorldError: There are no drawings.
-        ValueError: There is no such split.
+        ValueError: There is no such split, or part of it.
     """
     augmented = split in SPLITS and SPLITS[split].augment
-    parts = TRAINING_PARTS if augmented else TEST_PARTS
+    tasks = TRAINING_PARTS if augmented else TEST_PARTS
+    wanted = dict(rows) if isinstance(rows, Mapping) else dict.fromkeys(tasks, rows)
+    if unknown := set(wanted) - set(tasks):
+        raise ValueError(f"{split} has no part {', '.join(sorted(unknown))}. Its parts are: {', '.join(tasks)}.")
     # Training shall see pictures as people save them; what tests see must be what was composed.
     options = {"seed": seed, "size": size, "picture_format": "JPEG" if augmented else "PNG"}
-    for part, tasks in parts.items():
-        examples = stream(split, tasks, rows, path, **options).cast_column("image", Image(decode=False))
-        number = -(-rows // _FILE_ROWS)
-        data = folder / part / "data"
-        data.mkdir(parents=True, exist_ok=True)
-        for i in range(number):
-            made = Dataset.from_list(list(examples.shard(number, i, contiguous=True)), features=EXAMPLE_FEATURES)
-            made.to_parquet(data / f"{split}-{i:05d}-of-{number:05d}.parquet")
-    (folder / "README.md").write_text(_card(split, folder.name, parts, rows, seed, size), encoding="utf-8")
+    pieces, files = [], []
+    for part, number in wanted.items():
+        examples = stream(split, tasks[part], number, path, counts=_COUNTS.get(part), **options)
+        pieces_of_part = -(-number // _FILE_ROWS)
+        for i in range(pieces_of_part):
+            file = folder / part / "data" / f"{split}-{i:05d}-of-{pieces_of_part:05d}.parquet"
+            if not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                pieces.append(
+                    examples.shard(pieces_of_part, i, contiguous=True).cast_column("image", Image(decode=False))
+                )
+                files.append(file)
+    with ExitStack() as stack:
+        run: Callable[..., Iterable[Path]] = map
+        if sum(wanted.values()) > _FILE_ROWS:  # it takes seconds to start processes
+            run = stack.enter_context(ProcessPoolExecutor(mp_context=get_context("spawn"))).map
+        for file in run(_write, pieces, files):
+            logger.info("%s", file)
+    card = _card(split, folder.name, {part: tasks[part] for part in wanted}, wanted, seed, size)
+    (folder / "README.md").write_text(card, encoding="utf-8")
 
 
-def _card(split: str, folder: str, parts: Mapping[str, Mapping[str, float]], rows: int, seed: int, size: int) -> str:
+def _write(examples: IterableDataset, file: Path) -> Path:
+    disable_progress_bars()  # one for each file would tell less than its name
+    part = file.with_suffix(".part")
+    Dataset.from_list(list(examples), features=EXAMPLE_FEATURES).to_parquet(part)
+    return part.rename(file)
+
+
+def _card(
+    split: str,
+    folder: str,
+    parts: Mapping[str, Mapping[str, float]],
+    rows: Mapping[str, int],
+    seed: int,
+    size: int,
+) -> str:
     part = SPLITS[split]
     header = {
         "license": part.licence,
@@ -123,7 +166,7 @@ def _card(split: str, folder: str, parts: Mapping[str, Mapping[str, float]], row
         seed=seed,
         folder=folder,
         example=next(iter(parts)),
-        table="\n".join(f"| `{name}` | {', '.join(tasks)} | {rows:,} |" for name, tasks in parts.items()),
+        table="\n".join(f"| `{name}` | {', '.join(tasks)} | {rows[name]:,} |" for name, tasks in parts.items()),
         changes=", recoloured, stretched, blurred, outlined or in part left out" if part.augment else "",
         credits="\n".join(f"- {SETS[design].credit}, {SETS[design].licence}" for design in part.designs),
     )

@@ -74,6 +74,7 @@ def make_example(
     seed: int = 0,
     size: int = SIZE,
     picture_format: str = "BMP",
+    counts: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """
     Makes one Example.
@@ -86,6 +87,7 @@ def make_example(
         seed (`int`): Other seeds are other data sets.
         size (`int`): Pixels a side of the picture.
         picture_format (`str`): Which kind of file the picture is: BMP takes no time, PNG less room.
+        counts (`Sequence[int]`, *optional*): How many objects to ask for, in place of the task's own numbers.
 
     Returns:
         `dict[str, Any]`: The columns of `EXAMPLE_FEATURES`.
@@ -96,7 +98,7 @@ def make_example(
     task = list(tasks)[rng.choice(len(tasks), p=weights / weights.sum())]
     columns: dict[str, Any] | None = {**TEXT_TASKS[task](rng, world.names)} if task in TEXT_TASKS else None
     while columns is None:
-        scene = world.compose(rng, part.designs, SCENE_TASKS[task].counts, size, part.augment)
+        scene = world.compose(rng, part.designs, counts or SCENE_TASKS[task].counts, size, part.augment)
         columns = SCENE_TASKS[task].ask(scene, rng, world.names)
         if columns is not None:
             file = io.BytesIO()
@@ -130,7 +132,7 @@ def stream(
         tasks (`Sequence[str]` or `Mapping[str, float]`): Which tasks, with weights if they have any.
         rows (`int`): How many rows there are before they begin anew.
         path (`str` or `Path`): The drawings.
-        **options: `seed`, `size` and `picture_format`, as in [`make_example`].
+        **options: `seed`, `size`, `picture_format` and `counts`, as in [`make_example`].
 
     Raises:
         WorldError: There are no drawings.
