@@ -13,7 +13,7 @@ PYTEST ?= OMP_NUM_THREADS=1 $(PY) -m pytest -q
 LINTED := modeling_ofa convert
 
 .DELETE_ON_ERROR:
-.PHONY: help setup demo app test slow conformance lint style clean
+.PHONY: help setup demo app test slow conformance lint style docs matrix clean
 
 help:
 	@echo "make demo         set up, then show an example of every task that the embedded model can do"
@@ -22,6 +22,8 @@ help:
 	@echo "make slow         the tests that take minutes or gigabytes"
 	@echo "make conformance  transformers' own common tests, run against this package"
 	@echo "make lint         ruff and mypy"
+	@echo "make docs         the pages of docs/ and the reference of the API, in build/docs"
+	@echo "make matrix       the tests with every Python from 3.10 on that is here, oldest and newest transformers"
 	@echo "make style        let ruff mend what it can"
 	@echo "make setup        only set up $(VENV); PYTHON=... chooses the interpreter"
 	@echo "make clean        remove the environment, caches and build outputs"
@@ -51,6 +53,14 @@ lint: $(FULL)
 style: $(FULL)
 	$(PY) -m ruff check --fix .
 	$(PY) -m ruff format .
+
+docs: $(FULL)
+	@$(PY) -m sphinx -q -W --keep-going docs build/docs
+	@echo "build/docs/index.html"
+
+# Makes an environment of its own for each cell: minutes to install, and then the whole suite.
+matrix: | $(PY)
+	@$(PY) scripts/run_matrix.py --workers $(WORKERS) $(ARGS)
 
 clean:
 	rm -rf $(VENV) .cache .mypy_cache .pytest_cache .ruff_cache build dist *.egg-info

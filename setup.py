@@ -27,6 +27,14 @@ extras = {
     "app": ["gradio>=6.31"],  # the page of `ofa app`
     "browser": ["playwright>=1.65"],  # drives a Chromium through that page, in slow tests and for its screenshots
     "world": ["resvg-py>=0.5"],  # draws the scenes that the embedded checkpoint is trained on
+    "docs": [  # builds the pages, and runs the notebooks
+        "furo>=2025.12.19",
+        "ipykernel>=7.4",
+        "myst-parser>=4.0.1",
+        "nbclient>=0.11",
+        "nbformat>=5.11",
+        "sphinx>=8.1.3",
+    ],
     "test": [
         "matplotlib>=3.8",
         "parameterized>=0.9",

@@ -265,6 +265,8 @@ class OFALayer(GradientCheckpointingLayer):
 
 
 class OFAEncoderLayer(OFALayer):
+    """Self-attention over patches and text, and the feed-forward network."""
+
     def __init__(self, config: OFAConfig, layer_idx: int, drop_path_rate: float):
         super().__init__(config, config.encoder_ffn_dim, config.encoder_normalize_before, drop_path_rate)
         self.self_attn = OFAAttention(config, config.encoder_attention_heads, layer_idx)
@@ -291,6 +293,8 @@ class OFAEncoderLayer(OFALayer):
 
 
 class OFADecoderLayer(OFALayer):
+    """Causal self-attention, cross-attention to the encoder's states, and the feed-forward network."""
+
     def __init__(self, config: OFAConfig, layer_idx: int, drop_path_rate: float):
         super().__init__(config, config.decoder_ffn_dim, config.decoder_normalize_before, drop_path_rate)
         self.self_attn = OFAAttention(config, config.decoder_attention_heads, layer_idx, is_causal=True)

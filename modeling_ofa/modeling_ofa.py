@@ -87,6 +87,8 @@ def shift_tokens_right(input_ids: torch.Tensor, pad_token_id: int, decoder_start
 
 
 class OFAPreTrainedModel(PreTrainedModel):
+    """What all models of OFA have in common: how they are initialized, loaded and divided among devices."""
+
     config: OFAConfig
     base_model_prefix = "model"
     input_modalities = ("image", "text")
@@ -783,7 +785,9 @@ class OFAForConditionalGeneration(OFAPreTrainedModel, OFAGenerationMixin, OFACan
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Seq2SeqLMOutput:
         """
-        Args as in [`OFAModel.forward`], and:
+        Arguments as in [`OFAModel.forward`], and these.
+
+        Args:
             decoder_prompt_lengths (`torch.LongTensor` of shape `(batch,)`, *optional*): Read by `generate` alone.
             labels (`torch.LongTensor` of shape `(batch, target_length)`, *optional*):
                 Target tokens, -100 where no loss is wanted; decoder inputs are made from them unless given.
@@ -868,7 +872,9 @@ class OFAForSequenceClassification(OFAPreTrainedModel):
         **kwargs: Unpack[TransformersKwargs],
     ) -> tuple | Seq2SeqSequenceClassifierOutput:
         """
-        Args as in [`OFAModel.forward`], except:
+        Arguments as in [`OFAModel.forward`], but for these.
+
+        Args:
             decoder_input_ids (`torch.LongTensor` of shape `(batch, target_length)`, *optional*):
                 What the decoder reads; by default the same text as the encoder, `input_ids`.
             labels (`torch.LongTensor` of shape `(batch,)`, or of floats `(batch, num_labels)`, *optional*):
