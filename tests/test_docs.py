@@ -32,6 +32,7 @@ import modeling_ofa.hub
 from modeling_ofa import DataCollatorForOFA, OFAConfig, OFAForConditionalGeneration, OFAProcessor
 from modeling_ofa.cli import build_parser
 from modeling_ofa.evaluation import Predictor
+from modeling_ofa.tasks_ofa import TASKS
 from modeling_ofa.training import OFATrainingArguments, recipes
 from modeling_ofa.training.freezing import freeze
 from modeling_ofa.training.self_critical import SelfCriticalTrainingArguments
@@ -97,6 +98,15 @@ def prepare_data() -> None:
 def checkpoint(tmp_path_factory) -> Path:
     """A random model that answers at once."""
     return save_checkpoint(tmp_path_factory.mktemp("docs") / "checkpoint")
+
+
+@pytest.fixture(autouse=True)
+def own_tasks() -> Iterator[None]:
+    """Tasks that a page registers are gone behind it."""
+    before = dict(TASKS)
+    yield
+    for name in TASKS.keys() - before.keys():
+        del TASKS[name]
 
 
 @pytest.fixture
