@@ -26,6 +26,7 @@ from modeling_ofa import OFAConfig, OFAForConditionalGeneration, OFAProcessor
 from modeling_ofa.cli.errors import CommandError, first_line
 from modeling_ofa.data.official import find_files
 from modeling_ofa.data.readers import load_examples
+from modeling_ofa.modeling_ofa import OFAEncoder
 from modeling_ofa.training.freezing import freeze
 from modeling_ofa.training.pretraining import Negatives, PretrainingMixture, PretrainingRows, PretrainingTrainer
 from modeling_ofa.training.recipes import last_checkpoint, parse_recipe, refuse_unknown
@@ -49,7 +50,7 @@ class PretrainingRecipe:
     size: str | None = _setting(None, "from scratch: tiny, medium, base, large or huge")
     checkpoint: str | None = _setting(None, "or from these weights on: a folder or Hub id")
     backbone: str | None = _setting(
-        None, "from scratch, but with these weights of the ResNet: a file of torchvision's names"
+        None, "from scratch, but with a ResNet: a file of torchvision's names, or of scripts/pretrain_backbone.py"
     )
     processor: str | None = _setting(None, "folder or Hub id of tokenizer and processor (default: the checkpoint's)")
     model_config: str | None = _setting(None, "fields of OFAConfig: a mapping, or JSON on the command line")
@@ -98,24 +99,33 @@ def load_model(recipe: PretrainingRecipe, processor: OFAProcessor) -> OFAForCond
     config = OFAConfig.from_size(recipe.size, **{"vocab_size": len(processor.tokenizer), **fields})
     model = OFAForConditionalGeneration(config)
     if recipe.backbone is not None:
-        load_backbone(model.model.encoder.embed_images, recipe.backbone)
+        load_backbone(model.model.encoder, recipe.backbone)
     return model
 
 
-def load_backbone(resnet: torch.nn.Module, path: str) -> None:
-    """Loads the weights of a classifier, without its last stage: officially one that knows ImageNet."""
+def load_backbone(encoder: OFAEncoder, path: str) -> None:
+    """
+    Loads the weights of a classifier, without its last stage: officially one that knows ImageNet. Those of
+    scripts/pretrain_backbone.py come with the projection of pictures and the embeddings of tokens.
+    """
     if not os.path.isfile(path):
         raise ValueError(f"backbone: there is no file {path}.")
-    weights, own = load_state_dict(path), resnet.state_dict()
+    weights, own = load_state_dict(path), dict(encoder.embed_images.state_dict())
+    for name in ("image_proj", "embed_tokens"):
+        if f"{name}.weight" in weights:
+            own |= getattr(encoder, name).state_dict(prefix=f"{name}.")
     wrong = [
         name for name, one in own.items() if one.ndim and (name not in weights or weights[name].shape != one.shape)
     ]
     if wrong:
         raise ValueError(
             f"backbone: {path} has no {wrong[0]} of shape {tuple(own[wrong[0]].shape)} ({len(wrong)} weights do not "
-            "fit): it is no ResNet, or one of another size."
+            "fit): it is no ResNet, or one of another model."
         )
-    resnet.load_state_dict({name: weights[name] for name in own if name in weights}, strict=False)
+    with torch.no_grad():
+        for name, one in own.items():
+            if name in weights:  # the numbers of batches that old files lack change nothing
+                one.copy_(weights[name])
 
 
 def _load(cls: Any, name: str | None, **options: Any) -> Any:

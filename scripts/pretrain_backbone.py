@@ -1,11 +1,15 @@
 """
-Trains the ResNet of OFA before the rest of it: every patch of a picture is to name the object in whose box it lies.
+Trains the ResNet of OFA before the rest of it: every patch of a picture is to name the object in whose box it lies,
+and to tell where the box ends.
 
     python scripts/pretrain_backbone.py --config recipes/world_backbone.yaml --output_dir runs/backbone
-    python scripts/pretrain.py --config recipes/world_model.yaml --backbone runs/backbone/resnet.safetensors …
+    python scripts/pretrain.py --config recipes/world_model.yaml --backbone runs/backbone/backbone.safetensors …
 
 The official runs begin with a ResNet that knows ImageNet. Where there is none, pictures with boxes teach one, at a
-fraction of what the whole model costs. A run that was stopped goes on when the same command is given again.
+fraction of what the whole model costs. Patches are named by the model's own projection of pictures and embeddings of
+tokens, which are kept: the model then begins with patches that look to it like the words for what they show.
+
+A run that was stopped goes on when the same command is given again.
 """
 
 import json
@@ -23,7 +27,7 @@ from safetensors.torch import save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments, set_seed
 
-from modeling_ofa import OFAConfig, OFAImageProcessorPil
+from modeling_ofa import OFAConfig, OFAImageProcessorPil, OFATokenizer
 from modeling_ofa.cli.errors import CommandError, first_line
 from modeling_ofa.data.collator import encoded_picture
 from modeling_ofa.data.readers import load_examples
@@ -39,78 +43,131 @@ class BackboneRecipe:
     """The settings of a recipe beside those of [`TrainingArguments`]."""
 
     data: str | None = field(default=None, metadata={"help": "Examples of object_detection: load_examples' options"})
+    processor: str | None = field(default=None, metadata={"help": "folder or Hub id of the model's processor"})
     model_config: str = field(default="{}", metadata={"help": "fields of OFAConfig: a mapping"})
     image_size: int = field(default=384, metadata={"help": "side of the pictures"})
     ground_weight: float = field(default=0.2, metadata={"help": "how much a patch outside of all boxes counts"})
+    sides_weight: float = field(default=5.0, metadata={"help": "how much the sides of boxes count"})
     label_smoothing: float = field(default=0.0, metadata={"help": "spread over all names"})
     total_batch_size: int | None = field(default=None, metadata={"help": "pictures a step, of all processes"})
 
 
 class PatchNamer(nn.Module):
     """
-    A ResNet with a linear layer, which is thrown away.
+    What OFA makes of a picture before its first layer, with a linear layer for the sides of boxes that is thrown away.
+
+    A patch is named by the first token of a name, as the decoder is to begin it: by the product of the token's
+    embedding and the patch's, normalized.
 
     Args:
-        config ([`OFAConfig`]): Of the model that the ResNet is for.
-        num_names (`int`): How many names there are.
-        ground_weight (`float`): How much patches outside of all boxes count.
+        config ([`OFAConfig`]): Of the model that this is for.
+        name_ids (`Sequence[int]`): The tokens that name patches; the first is that of patches outside of all boxes.
+        ground_weight (`float`): How much these patches count.
+        sides_weight (`float`): How much the mean error of the sides counts, in parts of the picture's.
         label_smoothing (`float`): What is spread over all names.
     """
 
-    def __init__(self, config: OFAConfig, num_names: int, ground_weight: float, label_smoothing: float):
+    def __init__(
+        self,
+        config: OFAConfig,
+        name_ids: Sequence[int],
+        ground_weight: float,
+        sides_weight: float,
+        label_smoothing: float,
+    ):
         super().__init__()
-        self.resnet = OFAResNet(config)
-        self.head = nn.Linear(self.resnet.num_channels, num_names + 1)
-        self.register_buffer("weights", torch.tensor([ground_weight, *[1.0] * num_names]), persistent=False)
-        self.label_smoothing = label_smoothing
+        self.embed_images = OFAResNet(config)
+        self.image_proj = nn.Linear(self.embed_images.num_channels, config.d_model)
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.embed_tokens.weight, std=config.d_model**-0.5)
+        self.sides = nn.Linear(config.d_model, 4)
+        self.name_ids: torch.Tensor
+        self.weights: torch.Tensor
+        self.register_buffer("name_ids", torch.tensor(name_ids), persistent=False)
+        self.register_buffer("weights", torch.tensor([ground_weight] + [1.0] * (len(name_ids) - 1)), persistent=False)
+        self.sides_weight, self.label_smoothing = sides_weight, label_smoothing
 
-    def forward(self, pixel_values: torch.Tensor, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+    def forward(
+        self, pixel_values: torch.Tensor, labels: torch.Tensor, sides: torch.Tensor
+    ) -> dict[str, torch.Tensor]:
         """
-        Names patches.
+        Names patches and bounds what they show.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(batch, 3, height, width)`): Pictures.
-            labels (`torch.LongTensor` of shape `(batch, patches)`): Places of names, from 1; 0 outside of boxes.
+            labels (`torch.LongTensor` of shape `(batch, patches)`): Places in `name_ids`; 0 outside of boxes.
+            sides (`torch.FloatTensor` of shape `(batch, patches, 4)`):
+                How far the left, top, right and bottom of the box are from the middle of the patch, in parts of the
+                picture's sides.
         """
-        features = self.resnet(pixel_values.contiguous(memory_format=torch.channels_last))
-        logits = self.head(features.flatten(2).transpose(1, 2)).flatten(0, 1)
+        features = self.embed_images(pixel_values.contiguous(memory_format=torch.channels_last))
+        patches = self.image_proj(features.flatten(2).transpose(1, 2))
+        patches = nn.functional.layer_norm(patches, patches.shape[-1:])
+        logits = patches @ self.embed_tokens(self.name_ids).T
         loss = nn.functional.cross_entropy(
-            logits, labels.flatten(), self.weights, label_smoothing=self.label_smoothing
+            logits.flatten(0, 1), labels.flatten(), self.weights, label_smoothing=self.label_smoothing
         )
-        return {"loss": loss, "logits": logits}
+        inside = labels > 0
+        errors = (self.sides(patches[inside]) - sides[inside]).abs()
+        return {"loss": loss + self.sides_weight * errors.sum() / max(1, errors.numel()), "logits": logits}
+
+    def kept_weights(self) -> dict[str, torch.Tensor]:
+        """The ResNet's under torchvision's names, and those of `image_proj` and `embed_tokens`."""
+        kept = self.embed_images.state_dict()
+        for name in ("image_proj", "embed_tokens"):
+            kept |= getattr(self, name).state_dict(prefix=f"{name}.")
+        return {name: value.contiguous() for name, value in kept.items()}
 
 
 class PatchCollator:
     """
-    Makes pixels, and the name of each patch: that of the smallest box in which its middle lies.
+    Makes pixels, and of each patch the name and the sides of the smallest box in which its middle lies.
 
     Args:
         processor ([`OFAImageProcessorPil`]): Makes the pixels.
-        names (`Sequence[str]`): All names.
+        places (`Mapping[str, int]`): What stands for a name.
     """
 
-    def __init__(self, processor: OFAImageProcessorPil, names: Sequence[str]):
-        self.processor = processor
-        self.places = {name: place for place, name in enumerate(names, start=1)}
+    def __init__(self, processor: OFAImageProcessorPil, places: Mapping[str, int]):
+        self.processor, self.places = processor, places
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         pictures = [self.processor.fetch_images(encoded_picture(row["image"])) for row in rows]
         pixels = self.processor(pictures, return_tensors="pt")["pixel_values"]
         height, width = (side // PATCH_SIZE for side in pixels.shape[-2:])
+        y, x = np.meshgrid((np.arange(height) + 0.5) / height, (np.arange(width) + 0.5) / width, indexing="ij")
         labels = np.zeros((len(rows), height, width), dtype=np.int64)
-        for own, row, picture in zip(labels, rows, pictures, strict=True):
-            boxes = np.asarray(row["boxes"], dtype=float).reshape(-1, 4)
-            for i in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable"):
-                x0, y0, x1, y1 = boxes[i] * np.tile([width / picture.width, height / picture.height], 2) - 0.5
-                inside = (slice(max(0, int(np.ceil(y0))), int(np.floor(y1)) + 1),)
-                inside += (slice(max(0, int(np.ceil(x0))), int(np.floor(x1)) + 1),)
-                own[inside] = self.places[row["labels"][i]]
-        return {"pixel_values": pixels, "labels": torch.from_numpy(labels).flatten(1)}
+        sides = np.zeros((len(rows), height, width, 4), dtype=np.float32)
+        for i, (row, picture) in enumerate(zip(rows, pictures, strict=True)):
+            boxes = np.asarray(row["boxes"], dtype=float).reshape(-1, 4) / np.tile(picture.size, 2)
+            for place in np.argsort(-np.prod(boxes[:, 2:] - boxes[:, :2], axis=1), kind="stable"):
+                x0, y0, x1, y1 = boxes[place]
+                distances = np.stack([x - x0, y - y0, x1 - x, y1 - y], axis=-1)
+                inside = (distances >= 0).all(axis=-1)
+                labels[i, inside] = self.places[row["labels"][place]]
+                sides[i, inside] = distances[inside]
+        patches = {"labels": torch.from_numpy(labels), "sides": torch.from_numpy(sides)}
+        return {"pixel_values": pixels, **{name: value.flatten(1, 2) for name, value in patches.items()}}
+
+
+def name_tokens(names: Sequence[str], tokenizer: OFATokenizer) -> tuple[list[int], dict[str, int]]:
+    """
+    Gives the tokens that name patches, and the place among them of each name.
+
+    The first is that of unknown words, which no text needs, for patches outside of all boxes. Names that begin with
+    the same token have the same place.
+    """
+    first = {name: tokenizer(f" {name}", add_special_tokens=False)["input_ids"][0] for name in names}
+    ids = [tokenizer.unk_token_id, *dict.fromkeys(first.values())]
+    return ids, {name: ids.index(token) for name, token in first.items()}
 
 
 def run(recipe: BackboneRecipe, args: TrainingArguments) -> None:
     if recipe.data is None:
         raise ValueError("Say with data which Examples of object_detection to train on.")
+    if recipe.processor is None:
+        raise ValueError("Say with processor whose tokens shall name patches: that of the model which this is for.")
+    tokenizer = OFATokenizer.from_pretrained(recipe.processor)
     options = {"split": "train", **json.loads(recipe.data)}
     with args.main_process_first(desc="reading data"):
         data: Dataset = load_examples(options.pop("format"), options.pop("path"), **options)
@@ -120,16 +177,16 @@ def run(recipe: BackboneRecipe, args: TrainingArguments) -> None:
         raise ValueError("The data has no named boxes: object_detection Examples are needed.")
     set_seed(args.seed)
     args.remove_unused_columns = False
-    model = PatchNamer(
-        OFAConfig(**json.loads(recipe.model_config)), len(names), recipe.ground_weight, recipe.label_smoothing
-    )
+    ids, places = name_tokens(names, tokenizer)
+    config = OFAConfig(**{"vocab_size": len(tokenizer), **json.loads(recipe.model_config)})
+    model = PatchNamer(config, ids, recipe.ground_weight, recipe.sides_weight, recipe.label_smoothing)
     processor = OFAImageProcessorPil(size={"height": recipe.image_size, "width": recipe.image_size})
     logger.info("%d pictures, %d names", len(data), len(names))
-    trainer = Trainer(model, args, train_dataset=data, data_collator=PatchCollator(processor, names))
+    trainer = Trainer(model, args, train_dataset=data, data_collator=PatchCollator(processor, places))
     trainer.train(args.resume_from_checkpoint or last_checkpoint(args.output_dir))
     if args.should_save:
-        path = Path(args.output_dir) / "resnet.safetensors"
-        save_file({name: value.contiguous() for name, value in model.resnet.state_dict().items()}, path)
+        path = Path(args.output_dir) / "backbone.safetensors"
+        save_file(model.kept_weights(), path)
         trainer.save_state()
         print(path)
 
