@@ -4,10 +4,10 @@ Writes the pictures of docs/learning.md as folders that `load_examples("folder",
     python scripts/build_learning_data.py scenes
     python scripts/build_learning_data.py fashion-mnist --source /usr/share/datasets/fashion-mnist
 
-`scenes` composes captioned scenes of one design, by default of one that the embedded checkpoint was never trained on;
-scripts/build_world.py must have run. Training and held-out scenes are of different seeds. `fashion-mnist` reads the
-four files of Debian's package dataset-fashion-mnist (MIT licence, Zalando), some of its training pictures and some of
-its test pictures.
+`scenes` composes captioned scenes of one design, by default of OpenMoji, which the embedded checkpoint was never
+trained on; scripts/build_world.py must have run. Training and held-out scenes are of different seeds. `fashion-mnist`
+reads the four files of Debian's package dataset-fashion-mnist (MIT licence, Zalando), some of its training pictures
+and some of its test pictures.
 """
 
 import argparse
@@ -17,13 +17,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
-from build_world import DEFAULT_CACHE, TEST_DESIGN, World, caption
 from PIL import Image
+from world.artwork import CACHE, FAR_DESIGN, FILE
+from world.scenes import World
+from world.splits import SIZE
+from world.words import caption
 
 
 DATA = Path("runs/learning/data")
-SCENE_SIZE = 96  # what the embedded checkpoint is for
-TUNING_STREAM, TUNED_STREAM = 10, 11  # first halves of seeds that build_world.py does not use
+TUNING_STREAM, TUNED_STREAM = 10, 11  # first numbers of seeds that no split of the world has
 # Names as they are answered; the order is that of the labels.
 GARMENTS = ("top", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot")
 
@@ -41,11 +43,11 @@ def write(folder: Path, rows: Iterable[tuple[np.ndarray, str]]) -> None:
 
 
 def write_scenes(folder: Path, world: World, design: str, sizes: dict[str, int]) -> None:
-    """Scenes of one to four objects with their captions."""
+    """Scenes of one to five objects with their captions."""
     for (split, number), stream in zip(sizes.items(), (TUNING_STREAM, TUNED_STREAM), strict=True):
         rngs = (np.random.default_rng([stream, 0, i]) for i in range(number))
-        scenes = (world.compose(rng, (design,), size=SCENE_SIZE) for rng in rngs)
-        write(folder / split, ((scene.pixels, caption(scene)) for scene in scenes))
+        scenes = (world.compose(rng, (design,), size=SIZE) for rng in rngs)
+        write(folder / split, ((scene.pixels, caption(scene.names)) for scene in scenes))
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -79,15 +81,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, help=f"folder to write (default: {DATA}/KIND)")
     parser.add_argument("--train", type=int, default=6000, help="pictures to train with (%(default)s)")
     parser.add_argument("--held-out", type=int, default=1000, help="pictures to measure with (%(default)s)")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="what build_world.py wrote (%(default)s)")
-    parser.add_argument("--design", default=TEST_DESIGN, help="icon set of the scenes (%(default)s)")
+    parser.add_argument("--cache", type=Path, default=CACHE, help="what build_world.py wrote (%(default)s)")
+    parser.add_argument("--design", default=FAR_DESIGN, help="icon set of the scenes (%(default)s)")
     parser.add_argument(
         "--source", type=Path, default="/usr/share/datasets/fashion-mnist", help="of Fashion-MNIST (%(default)s)"
     )
     args = parser.parse_args()
     folder, sizes = args.output or DATA / args.kind, {"train": args.train, "val": args.held_out}
     if args.kind == "scenes":
-        write_scenes(folder, World(args.cache / "world.npz"), args.design, sizes)
+        write_scenes(folder, World(args.cache / FILE), args.design, sizes)
     else:
         write_garments(folder, args.source, sizes)
 

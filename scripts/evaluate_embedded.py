@@ -1,149 +1,189 @@
-"""Measures the embedded checkpoint on scenes it never saw, beside chance, and writes its model card.
+"""
+Measures a checkpoint of the small world on scenes that it has not seen, beside chance, and writes its model card.
 
-    python scripts/evaluate_embedded.py modeling_ofa/assets/checkpoint --trained-on 60000
+    python scripts/build_world.py --write seen test far --output runs/world/data --rows 500
+    python scripts/evaluate_embedded.py modeling_ofa/assets/checkpoint --data runs/world/data
 
-composes fresh scenes of the designs that it was trained on, of Twemoji (the test: never trained on) and of OpenMoji
-(far), asks the model through the public interface, and writes `metrics.json` and `README.md` into the folder.
+`seen` are fresh scenes of the designs that it was trained on, `test` and `far` scenes of designs that it was not.
+Answers are those of scripts/evaluate.py, which goes on where it was stopped. `metrics.json` and `README.md` go into
+the folder of the checkpoint.
 """
 
 import argparse
 import json
+import logging
+import re
+import subprocess
+import sys
 from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from build_world import (
-    DEFAULT_CACHE,
-    FAR_DESIGN,
-    FAR_STREAM,
-    NAMES,
-    NUMBERS,
-    SEEN_STREAM,
-    TEST_DESIGN,
-    TEST_STREAM,
-    TRAIN_DESIGNS,
-    World,
-    one,
-    phrases,
-    plural,
-    questions,
-)
-from PIL import Image
+from datasets import Dataset, Image, disable_progress_bars
+from world.artwork import SETS, TEST_DESIGN
+from world.publish import TEST_PARTS
+from world.splits import SIZE, SPLITS
+from world.things import THINGS
+from world.words import MOST, NOTHING, some
 
 from modeling_ofa import OFAForConditionalGeneration, OFAProcessor
+from modeling_ofa.cli.errors import CommandError, first_line
+from modeling_ofa.data.lines import write_whole
+from modeling_ofa.data.readers import load_examples
+from modeling_ofa.evaluation.boxes import grounding_accuracy
 from modeling_ofa.hub import Card, Measured
 
 
-COUNTED = {one(name): (name, 1) for name in NAMES} | {
-    f"{number} {plural(name)}": (name, i) for name in NAMES for i, number in enumerate(NUMBERS) if i > 1
-}
+EVALUATED = ("seen", "test", "far")
+DEFAULT_DATA = Path("runs/world/data")
+Row = Mapping[str, Any]
+
+_COUNTED = {some(name, count): (name, count) for name in THINGS for count in range(1, MOST + 1)}
 
 
+# --- scores ----------------------------------------------------------------------------------------------------------
 def objects_of(text: str) -> Counter:
-    """The objects that a caption names, counted; a part that is no object of the world stands for itself."""
+    """The things that a caption names, counted; a part that names none of the world stands for itself."""
     objects: Counter = Counter()
-    for part in text.split(" and "):
-        name, count = COUNTED.get(part, (part, 1))
+    for part in text.split(" and ") if text != NOTHING else ():
+        name, count = _COUNTED.get(part, (part, 1))
         objects[name] += count
     return objects
 
 
-def iou(first: np.ndarray, second: np.ndarray) -> float:
-    low, high = np.maximum(first[:2], second[:2]), np.minimum(first[2:], second[2:])
-    shared = np.prod(np.clip(high - low, 0, None))
-    return float(shared / (np.prod(first[2:] - first[:2]) + np.prod(second[2:] - second[:2]) - shared))
+def exact_captions(said: Sequence[str], true: Sequence[str]) -> float:
+    """How many captions name exactly the right things, in whatever order."""
+    return float(np.mean([objects_of(a) == objects_of(b) for a, b in zip(said, true, strict=True)]))
 
 
-def evaluate(folder: Path, world: World, scenes: int) -> dict[str, Any]:
-    """Measures the saved checkpoint on scenes of seen designs, of the test design and of the far one."""
-    processor = OFAProcessor.from_pretrained(folder)
-    model = OFAForConditionalGeneration.from_pretrained(folder).eval()
-    sets = {
-        "seen designs": (TRAIN_DESIGNS, SEEN_STREAM),
-        TEST_DESIGN: ((TEST_DESIGN,), TEST_STREAM),
-        FAR_DESIGN: ((FAR_DESIGN,), FAR_STREAM),
+def equal(said: Sequence[str], true: Sequence[str]) -> float:
+    return float(np.mean([a == b for a, b in zip(said, true, strict=True)]))
+
+
+def kind_of(question: str) -> str:
+    """The words that tell what kind of answer a question wants."""
+    return re.match(r"(how many|where|what color|which color|(?:is|are|can|do)\b|\w+)", question)[1]  # type: ignore[index]
+
+
+def by_kind(rows: Sequence[Row]) -> float:
+    """The score of whoever knows the most frequent answer to each kind of question."""
+    answers: dict[str, Counter] = {}
+    for row in rows:
+        answers.setdefault(kind_of(row["text"]), Counter())[row["target"]] += 1
+    return sum(found.most_common(1)[0][1] for found in answers.values()) / len(rows)
+
+
+def most_frequent(rows: Sequence[Row]) -> float:
+    """The score of whoever always gives the most frequent answer."""
+    return Counter(row["target"] for row in rows).most_common(1)[0][1] / len(rows)
+
+
+def other_captions(rows: Sequence[Row]) -> float:
+    """The score of captions of other scenes."""
+    true = [row["target"] for row in rows]
+    return exact_captions(true[1:] + true[:1], true)
+
+
+def middle_box(rows: Sequence[Row]) -> float:
+    """The score of whoever always gives the box whose sides are the medians of all."""
+    boxes = [row["boxes"][0] for row in rows]
+    guess = np.median(boxes, axis=0).tolist()
+    return grounding_accuracy([guess] * len(boxes), boxes)["accuracy"]
+
+
+def no_correlation(rows: Sequence[Row]) -> float:
+    return 0.0
+
+
+# What the card quotes of a task: the score's name, where scripts/evaluate.py has it (or how answers are scored, where
+# it counts otherwise), and what chance would score.
+_CHANCE: dict[str, Callable[[Sequence[Row]], float] | None] = {
+    "caption": other_captions,
+    "vqa": by_kind,
+    "visual_grounding": middle_box,
+    "object_detection": None,
+    "text_infilling": None,
+    "summarization": None,
+    "cola": no_correlation,
+}
+_OWN: dict[str, tuple[str, Callable[[Sequence[str], Sequence[str]], float]]] = {
+    "caption": ("exact", exact_captions),
+    "grounded_caption": ("exact", equal),
+    "text_infilling": ("exact", equal),
+    "summarization": ("exact", equal),
+}
+_QUOTED = {"object_detection": "map_50"}
+# Tasks whose scores are the card's metadata; the others stand in its text.
+HEADLINES = ("caption", "vqa", "visual_grounding", "visual_entailment", "image_classification", "object_detection")
+
+
+def score(task: str, found: Mapping[str, Any], answers: Sequence[Row], rows: Sequence[Row]) -> dict[str, Any]:
+    """
+    Gives what the card quotes of one task.
+
+    Args:
+        task (`str`): The task.
+        found (`Mapping[str, Any]`): What scripts/evaluate.py wrote of it.
+        answers (`Sequence[Row]`): Its answers.
+        rows (`Sequence[Row]`): The Examples.
+    """
+    if task in _OWN:
+        name, function = _OWN[task]
+        value = function([one["text"] for one in answers], [row["target"] for row in rows])
+    else:
+        name = _QUOTED.get(task, found["headline"])
+        value = found["scores"][name]
+    chance = _CHANCE.get(task, most_frequent)
+    return {
+        "metric": name,
+        "score": value,
+        "chance": None if chance is None else chance(rows),
+        "examples": len(rows),
     }
-    return {name: evaluate_on(model, processor, world, designs, scenes, stream)
-            for name, (designs, stream) in sets.items()}  # fmt: skip
 
 
-@torch.no_grad()
-def answers(model: OFAForConditionalGeneration, processor: OFAProcessor, task: str, rows: list[tuple]) -> list:
-    """What the model answers to `(scene, text or None)` rows through the public interface."""
-    given: list = []
-    for start in range(0, len(rows), 64):
-        scenes, texts = zip(*rows[start : start + 64], strict=True)
-        inputs = processor(
-            task=task, images=[Image.fromarray(scene.pixels) for scene in scenes], return_tensors="pt", padding=True,
-            **({} if texts[0] is None else {"text": list(texts)}),
-        )  # fmt: skip
-        ids = model.generate(**inputs, **processor.generation_kwargs(task))
-        given += processor.post_process(ids, task=task, image_sizes=[scene.pixels.shape[:2] for scene in scenes])
-    return given
+def evaluate(folder: Path, data: Path, output: Path, splits: Sequence[str] = EVALUATED) -> dict[str, Any]:
+    """
+    Answers all tasks of splits by scripts/evaluate.py, and scores them.
+
+    Args:
+        folder (`Path`): The checkpoint.
+        data (`Path`): What scripts/build_world.py wrote, a folder a split.
+        output (`Path`): Where answers go, a folder a split.
+        splits (`Sequence[str]`): Which splits.
+
+    Raises:
+        CommandError: The evaluation failed.
+    """
+    metrics: dict[str, Any] = {}
+    for split in splits:
+        parts = [data / split / part for part in TEST_PARTS if (data / split / part).is_dir()]
+        command = [sys.executable, str(Path(__file__).with_name("evaluate.py")), "--model", str(folder)]
+        command += ["--format", "parquet", "--split", split, "--data", *map(str, parts)]
+        command += ["--output", str(output / split), "--batch-size", "50"]
+        if subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+            raise CommandError(f"scripts/evaluate.py failed with {split}; what it said is above")
+        found = json.loads((output / split / "metrics.json").read_text(encoding="utf-8"))
+        answers = json.loads((output / split / "predictions.json").read_text(encoding="utf-8"))
+        examples: Dataset = load_examples("parquet", parts, split=split)
+        rows = examples.cast_column("image", Image(decode=False)).remove_columns("image").to_list()
+        metrics[split] = {}
+        for part in parts:
+            mine = [i for i, row in enumerate(rows) if row["task"] == part.name]
+            metrics[split][part.name] = score(
+                part.name, found[part.name], [answers[i] for i in mine], [rows[i] for i in mine]
+            )
+        logging.info("%s: %s", split, {task: round(one["score"], 3) for task, one in metrics[split].items()})
+    return metrics
 
 
-def evaluate_on(
-    model: OFAForConditionalGeneration, processor: OFAProcessor, world: World, designs: tuple[str, ...], scenes: int,
-    stream: int,
-) -> dict[str, Any]:  # fmt: skip
-    """Each task's score beside what chance, or a guess that does not look at the picture, would score."""
-    rngs = [np.random.default_rng([stream, 0, i]) for i in range(scenes)]
-    composed = [world.compose(rng, designs, size=processor.max_image_size) for rng in rngs]
-
-    said = [
-        objects_of(row["text"]) for row in answers(model, processor, "caption", [(scene, None) for scene in composed])
-    ]
-    true = [Counter(scene.names) for scene in composed]
-    caption_scores = {
-        "exact": np.mean([a == b for a, b in zip(said, true, strict=True)]),
-        "exact by chance": np.mean([a == b for a, b in zip(true[1:] + true[:1], true, strict=True)]),
-        "objects found": sum((a & b).total() for a, b in zip(said, true, strict=True)) / sum(t.total() for t in true),
-        "objects said that are there": sum((a & b).total() for a, b in zip(said, true, strict=True))
-        / sum(s.total() for s in said),
-    }
-
-    asked = [
-        (scene, kind, *pair)
-        for scene, rng in zip(composed, rngs, strict=True)
-        for kind, pair in questions(scene, rng, world.names).items()
-    ]
-    got = [row["text"] for row in answers(model, processor, "vqa", [(row[0], row[2]) for row in asked])]
-    vqa: dict[str, Any] = {}
-    for kind in sorted({row[1] for row in asked}):
-        pairs = [(text, row[3]) for text, row in zip(got, asked, strict=True) if row[1] == kind]
-        guess = Counter(answer for _, answer in pairs).most_common(1)[0][1] / len(pairs)
-        vqa[kind] = {"accuracy": np.mean([a == b for a, b in pairs]), "by chance": guess, "n": len(pairs)}
-    weights = [part["n"] / len(asked) for part in vqa.values()]
-    for key in ("accuracy", "by chance"):
-        vqa.setdefault("all", {"n": len(asked)})[key] = sum(
-            weight * part[key] for weight, part in zip(weights, vqa.values(), strict=False)
-        )
-
-    sought = [
-        (scene, text, box) for scene, rng in zip(composed, rngs, strict=True) for text, box in phrases(scene, rng)
-    ]
-    found = answers(model, processor, "visual_grounding", [row[:2] for row in sought])
-    boxes = [np.array(answer["boxes"], dtype=float).reshape(-1, 4) for answer in found]
-    target = np.stack([row[2] for row in sought])
-    fixed = np.median(target, axis=0)
-    overlaps = [[iou(box, other) for other in scene.boxes] for scene, _, box in sought]
-    grounding = {
-        "accuracy": np.mean([len(a) == 1 and iou(a[0], b) >= 0.5 for a, b in zip(boxes, target, strict=True)]),
-        "by chance": np.mean([iou(fixed, box) >= 0.5 for box in target]),
-        "a random object": np.mean([np.mean(np.array(row) >= 0.5) for row in overlaps]),
-        "n": len(sought),
-    }
-    return json.loads(json.dumps({"caption": caption_scores, "vqa": vqa, "visual_grounding": grounding}))
-
-
-# --- model card ----------------------------------------------------------------------------------------------------
+# --- model card ------------------------------------------------------------------------------------------------------
 SUMMARY = """\
-A small OFA, in half precision, that ships inside the `modeling_ofa` package, so that it can show its main job without
-a download: captions, answers and boxes. It knows {names} everyday objects as emoji show them, English words for them,
-and scenes of one to four objects at {size} pixels a side. **They are composed scenes, not photographs: this model says
-nothing useful about photographs.**"""
+A small OFA, in half precision, that ships inside the `modeling_ofa` package, so that it can show all that OFA does
+without a download. It knows {things} everyday things as emoji draw them, the English words for them, and scenes of up
+to {most} things. **They are composed scenes: it says nothing useful about photographs.**"""
 USAGE = """\
 ```python
 from PIL import Image
@@ -157,80 +197,56 @@ ids = model.generate(**inputs, **processor.generation_kwargs("vqa"))
 print(processor.post_process(ids, task="vqa")[0]["text"])
 ```"""
 TRAINING = """\
-From zero, by `scripts/train_embedded.py`, on {scenes:,} composed scenes, each with two to four tasks. The artwork is
-{credits}. None of it is part of this folder."""
+From zero, by `scripts/train_embedded.py` with `recipes/world_*.yaml`, on scenes of {size} x {size} pixels composed of
+drawings of these designs; `docs/world.md` shows the curves. None of the artwork is part of this folder.
+
+{credits}"""
 EVALUATION = """\
-By `scripts/evaluate_embedded.py` on {evaluated} fresh scenes per design. Trained on {train}; Twemoji (Twitter and
-contributors, CC BY 4.0) was never seen in training; OpenMoji's black outlines (CC BY-SA 4.0) are far from everything
-that was. Decoding is greedy. *Chance*: for captions the caption of another scene, for questions the most frequent
-answer of that kind, for boxes the median box of all targets (IoU at least 0.5).
+By `scripts/evaluate_embedded.py`. Scenes of *seen* designs are fresh ones. *Test* is Twemoji ({test}): nothing was
+trained on it or chosen by it. *Far* is OpenMoji ({far}): black outlines, unlike all that was trained on.
 
 {table}
 
-Twemoji scenes were never trained on, but they were looked at while the recipe and greedy decoding were chosen, so
-their scores are no blind test. The exact numbers stand in `metrics.json`."""
+What is counted: captions that name exactly the right things, in any order; boxes that overlap the true one by half or
+more; for detection, average precision at that overlap; for `cola`, Matthews' correlation; else answers that are equal
+to the right one. In brackets *chance*: for captions that of another scene, for questions the most frequent answer to
+their kind ("how many", "is", "where", …), for boxes the one whose sides are the medians of all, else the most frequent
+answer. The exact numbers stand in `metrics.json`."""
 LIMITS = """\
-- Composed scenes of emoji artwork only, {names} objects, English only.
-- A score near its chance means that the model guesses there: read the table before you rely on an answer."""
-CREDITS = (
-    "Noto Emoji in two versions (Google, Apache 2.0), Fluent Emoji Flat (Microsoft, MIT), FxEmojis (Mozilla, Apache "
-    "2.0) and EmojiTwo (CC BY 4.0)"
-)
+- Composed scenes of emoji artwork only, {things} things, English only. A photograph gets an answer that means nothing.
+- Where a score is near its chance the model guesses: read the table before you rely on an answer."""
+ENVIRONMENT = """\
+Two cores of a server's processor, no accelerator; energy was not measured."""
 
 
-def headlines(metrics: dict[str, Any], evaluated: int) -> list[Measured]:
-    """One score per task and design."""
-    found = []
-    for design, part in metrics.items():
-        data, caption, vqa, boxes = (
-            f"scenes of {design}",
-            part["caption"],
-            part["vqa"]["all"],
-            part["visual_grounding"],
-        )
-        found += [
-            Measured("caption", "exact", caption["exact"], evaluated, data=data, chance=caption["exact by chance"]),
-            Measured("vqa", "accuracy", vqa["accuracy"], vqa["n"], data=data, chance=vqa["by chance"]),
-            Measured(
-                "visual_grounding", "accuracy", boxes["accuracy"], boxes["n"], data=data, chance=boxes["by chance"]
-            ),
-        ]
-    return found
-
-
-def write_card(folder: Path, metrics: dict[str, Any], scenes: int, evaluated: int) -> None:
+def write_card(folder: Path, metrics: Mapping[str, Any]) -> None:
     """Writes `metrics.json` and the model card that quotes it."""
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    kinds = [kind for kind in metrics[TEST_DESIGN]["vqa"] if all(kind in part["vqa"] for part in metrics.values())]
-
-    def scores(*keys: str) -> list[Any]:
-        """One number per design, from the place in its metrics that the keys name."""
-        found: list[Any] = list(metrics.values())
-        for key in keys:
-            found = [part[key] for part in found]
-        return found
-
-    lines = [
-        ("Caption: exactly the objects", scores("caption", "exact"), scores("caption", "exact by chance")),
-        ("Caption: objects found", scores("caption", "objects found"), None),
-        *((f"Question: {kind}", scores("vqa", kind, "accuracy"), scores("vqa", kind, "by chance")) for kind in kinds),
-        ("Box", scores("visual_grounding", "accuracy"), scores("visual_grounding", "by chance")),
-        ("Box: a random object of the scene", scores("visual_grounding", "a random object"), None),
+    write_whole(folder / "metrics.json", json.dumps(metrics, indent=1) + "\n")
+    results = [
+        Measured(
+            task,
+            one["metric"],
+            one["score"],
+            one["examples"],
+            data=f"the small world: {split}",
+            chance=one["chance"],
+        )
+        for split, tasks in metrics.items()
+        for task, one in tasks.items()
+        if task in HEADLINES
     ]
-    table = ["| % (chance) | " + " | ".join(metrics) + " |", "| --- |" + " --- |" * len(metrics)]
-    for label, values, chance in lines:
-        cells = [f"{100 * value:.1f}" for value in values]
-        if chance is not None:
-            cells = [f"{cell} ({100 * value:.1f})" for cell, value in zip(cells, chance, strict=True)]
-        table.append(f"| {label} | " + " | ".join(cells) + " |")
-    processor = OFAProcessor.from_pretrained(folder)
+    table = ["| % (chance) | " + " | ".join(metrics) + " |", "| --- |" + " ---: |" * len(metrics)]
+    for task in TEST_PARTS:
+        cells = [_cell(tasks[task]) for tasks in metrics.values() if task in tasks]
+        if cells:
+            table.append(f"| `{task}` | " + " | ".join(cells) + " |")
     known = {
-        "names": len(NAMES),
-        "size": processor.max_image_size,
-        "scenes": scenes,
-        "credits": CREDITS,
-        "evaluated": evaluated,
-        "train": ", ".join(TRAIN_DESIGNS),
+        "things": len(THINGS),
+        "most": MOST,
+        "size": SIZE,
+        "credits": "\n".join(f"- {SETS[design].credit}, {SETS[design].licence}" for design in SPLITS["train"].designs),
+        "test": SETS[TEST_DESIGN].licence,
+        "far": SETS[SPLITS["far"].designs[0]].licence,
         "table": "\n".join(table),
     }
     card = Card(
@@ -238,25 +254,49 @@ def write_card(folder: Path, metrics: dict[str, Any], scenes: int, evaluated: in
         summary=SUMMARY.format(**known),
         license="apache-2.0",
         language=["en"],
-        results=headlines(metrics, evaluated),
+        tasks=list(TEST_PARTS),
+        results=results,
         usage=USAGE,
         training=TRAINING.format(**known),
         evaluation=EVALUATION.format(**known),
         limits=LIMITS.format(**known),
-    ).of_model("ofa-embedded", OFAForConditionalGeneration.from_pretrained(folder), processor)
-    (folder / "README.md").write_text(card, encoding="utf-8")
+        environment=ENVIRONMENT,
+    ).of_model(
+        "ofa-embedded", OFAForConditionalGeneration.from_pretrained(folder), OFAProcessor.from_pretrained(folder)
+    )
+    write_whole(folder / "README.md", card)
 
 
-def main() -> None:
+def _cell(found: Mapping[str, Any]) -> str:
+    told = f"{100 * found['score']:.1f}"
+    return told if found["chance"] is None else f"{told} ({100 * found['chance']:.1f})"
+
+
+def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path, help="the checkpoint")
-    parser.add_argument("--cache", type=Path, default=DEFAULT_CACHE, help="what build_world.py wrote (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=500, help="test scenes per design (%(default)s)")
-    parser.add_argument("--trained-on", type=int, required=True, help="how many scenes the card shall say it saw")
-    args = parser.parse_args()
-    metrics = evaluate(args.folder, World(args.cache / "world.npz"), args.scenes)
-    write_card(args.folder, metrics, args.trained_on, args.scenes)
+    parser.add_argument("--data", type=Path, default=DEFAULT_DATA, help="folder of the splits (%(default)s)")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/world/evaluation"), help="folder for the answers (%(default)s)"
+    )
+    parser.add_argument("--splits", nargs="+", default=list(EVALUATED), choices=SPLITS, help="which (%(default)s)")
+    parser.add_argument("--no-card", action="store_true", help="print the scores, and write no card")
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    args = parse_args(arguments)
+    logging.basicConfig(format="%(message)s", level=logging.INFO)
+    disable_progress_bars()
+    try:
+        metrics = evaluate(args.folder, args.data, args.output, args.splits)
+        if not args.no_card:
+            write_card(args.folder, metrics)
+    except (CommandError, ValueError, OSError, ImportError) as error:
+        print(f"evaluate_embedded.py: error: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -16,22 +16,32 @@ from matplotlib.figure import Figure
 
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
-KEPT = ("step", "loss", "reward", "eval_loss", "eval_cider", "eval_accuracy")
-# folder of a run in runs/learning: its name and colour in the picture
+KEPT = ("step", "loss", "loss_image_text", "loss_extra", "reward", "eval_loss", "eval_cider", "eval_accuracy")
+# Runs are in folders DATA_RUN. The name and colour of a RUN in the pictures:
 RUNS = {
     "plain": ("all weights", "#1f77b4"),
     "lora": ("LoRA", "#ff7f0e"),
     "self_critical": ("self-critical", "#2ca02c"),
+    "backbone": ("ResNet", "#1f77b4"),
+    "model": ("model", "#1f77b4"),
 }
-# title, data, what is drawn, of which runs
-PANELS = (
-    ("Scenes: loss of training", "scenes", "loss", ("plain", "lora")),
-    ("Scenes: mean reward of drawn captions", "scenes", "reward", ("self_critical",)),
-    ("Scenes: CIDEr-D of held-out pictures", "scenes", "eval_cider", ("plain", "lora", "self_critical")),
-    ("Fashion-MNIST: loss of training", "fashion_mnist", "loss", ("plain", "lora")),
-    ("Fashion-MNIST: loss of held-out pictures", "fashion_mnist", "eval_loss", ("plain", "lora")),
-    ("Fashion-MNIST: accuracy on held-out pictures", "fashion_mnist", "eval_accuracy", ("plain", "lora")),
-)
+# By the name of a picture its panels: title, data, what is drawn, of which runs.
+PICTURES = {
+    "learning": (
+        ("Scenes: loss of training", "scenes", "loss", ("plain", "lora")),
+        ("Scenes: mean reward of drawn captions", "scenes", "reward", ("self_critical",)),
+        ("Scenes: CIDEr-D of held-out pictures", "scenes", "eval_cider", ("plain", "lora", "self_critical")),
+        ("Fashion-MNIST: loss of training", "fashion_mnist", "loss", ("plain", "lora")),
+        ("Fashion-MNIST: loss of held-out pictures", "fashion_mnist", "eval_loss", ("plain", "lora")),
+        ("Fashion-MNIST: accuracy on held-out pictures", "fashion_mnist", "eval_accuracy", ("plain", "lora")),
+    ),
+    "world": (
+        ("ResNet: names and boxes of patches", "world", "loss", ("backbone",)),
+        ("Model: tasks about pictures", "world", "loss_image_text", ("model",)),
+        ("Model: detection and infilling", "world", "loss_extra", ("model",)),
+    ),
+}
+_COLUMNS = 3
 
 
 def keep(state: Path, folder: Path) -> None:
@@ -60,22 +70,25 @@ def draw_panel(axes: Axes, title: str, data: str, name: str, runs: tuple[str, ..
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="?", help="folder with the runs' folders, whose logs shall be kept")
+    parser.add_argument("--picture", choices=PICTURES, default="learning", help="which picture (%(default)s)")
     parser.add_argument("--logs", type=Path, default=DOCS / "curves", help="folder of the logs (docs/curves)")
-    parser.add_argument("--output", type=Path, default=DOCS / "images" / "learning.png", help="the picture to write")
+    parser.add_argument("--output", type=Path, help="the picture to write (docs/images/PICTURE.png)")
     args = parser.parse_args()
-    wanted = sorted({f"{data}_{run}" for _, data, _, runs in PANELS for run in runs})
+    panels, output = PICTURES[args.picture], args.output or DOCS / "images" / f"{args.picture}.png"
+    wanted = sorted({f"{data}_{run}" for _, data, _, runs in panels for run in runs})
     args.logs.mkdir(parents=True, exist_ok=True)
-    args.output.parent.mkdir(parents=True, exist_ok=True)
+    output.parent.mkdir(parents=True, exist_ok=True)
     for run in wanted if args.runs else ():
         state = args.runs / run / "trainer_state.json"
         if not state.is_file():
-            raise SystemExit(f"{state} does not exist: docs/learning.md has the command that trains {run}.")
+            raise SystemExit(f"{state} does not exist: docs/{args.picture}.md has the command that trains {run}.")
         keep(state, args.logs)
-    figure = Figure(figsize=(12, 6.5), layout="constrained")
-    for axes, panel in zip(figure.subplots(2, 3).flat, PANELS, strict=True):
+    rows = len(panels) // _COLUMNS
+    figure = Figure(figsize=(12, 3.25 * rows), layout="constrained")
+    for axes, panel in zip(figure.subplots(rows, _COLUMNS).flat, panels, strict=True):
         draw_panel(axes, *panel, args.logs)
-    figure.savefig(args.output, dpi=80)
-    print(args.output)
+    figure.savefig(output, dpi=80)
+    print(output)
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ from modeling_ofa.data.readers import load_examples
 from modeling_ofa.modeling_ofa import OFAEncoder
 from modeling_ofa.training.freezing import freeze
 from modeling_ofa.training.pretraining import Negatives, PretrainingMixture, PretrainingRows, PretrainingTrainer
-from modeling_ofa.training.recipes import last_checkpoint, parse_recipe, refuse_unknown
+from modeling_ofa.training.recipes import is_over, last_checkpoint, parse_recipe, refuse_unknown
 
 
 logger = logging.getLogger("pretrain")
@@ -142,6 +142,9 @@ def run(recipe: PretrainingRecipe, args: TrainingArguments) -> None:
         raise ValueError("A checkpoint has a ResNet: backbone is for runs from scratch.")
     if recipe.image_text is None or recipe.negatives is None:
         raise ValueError("Pre-training needs image_text and negatives.")
+    if is_over(args.output_dir, args.max_steps):
+        logger.info("%s: all %d steps are taken", args.output_dir, args.max_steps)
+        return
     source = recipe.processor or recipe.checkpoint
     if source is None:
         raise ValueError("Say with processor whose tokenizer the model shall have, such as OFA-Sys/ofa-base.")

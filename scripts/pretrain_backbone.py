@@ -31,7 +31,7 @@ from modeling_ofa import OFAConfig, OFAImageProcessorPil, OFATokenizer
 from modeling_ofa.cli.errors import CommandError, first_line
 from modeling_ofa.data.collator import encoded_picture
 from modeling_ofa.data.readers import load_examples
-from modeling_ofa.training.recipes import last_checkpoint, parse_recipe
+from modeling_ofa.training.recipes import is_over, last_checkpoint, parse_recipe
 from modeling_ofa.vision_ofa import PATCH_SIZE, OFAResNet
 
 
@@ -167,6 +167,9 @@ def run(recipe: BackboneRecipe, args: TrainingArguments) -> None:
         raise ValueError("Say with data which Examples of object_detection to train on.")
     if recipe.processor is None:
         raise ValueError("Say with processor whose tokens shall name patches: that of the model which this is for.")
+    if is_over(args.output_dir, args.max_steps):
+        logger.info("%s: all %d steps are taken", args.output_dir, args.max_steps)
+        return
     tokenizer = OFATokenizer.from_pretrained(recipe.processor)
     options = {"split": "train", **json.loads(recipe.data)}
     with args.main_process_first(desc="reading data"):

@@ -56,7 +56,7 @@ NOT_RUN = {
     'load_examples("coco_caption"': "it reads public data sets, as tests/test_readers.py does",
     "torch.compile(": "it takes a minute, as in tests/test_generation_ofa.py",
     "BitsAndBytesConfig(": "it wants bitsandbytes, which is no dependency",
-    "from world.splits import": "it wants the artwork, as tests/test_small_world.py does",
+    "from world.splits import": "it wants the artwork, as tests/test_world.py does",
 }
 # What is done otherwise here: without a GPU, with a small vocabulary, and two steps in the place of a training.
 CHANGES = {

@@ -33,8 +33,8 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))  # at the end: it has an evaluate.py
 
 import build_learning_data  # noqa: E402
-import build_world  # noqa: E402
 import finetune  # noqa: E402
+from world.scenes import Scene  # noqa: E402
 
 
 SIDE = 64  # pixels; less is too small for printed text
@@ -237,7 +237,7 @@ def test_training_scenes_and_held_out_ones_are_of_different_seeds(tmp_path):
         def compose(self, rng, designs, size):
             pixels = rng.integers(0, 256, (size, size, 3)).astype(np.uint8)
             boxes = np.array([[0, 0, 9, 9], [20, 0, 29, 9]])
-            return build_world.Scene(pixels, ["dog", "cup"], boxes, np.zeros((size, size), np.int8))
+            return Scene(pixels, ["dog", "cup"], boxes, np.zeros((size, size), np.int8))
 
     build_learning_data.write_scenes(tmp_path, World(), "twemoji", {"train": 3, "val": 2})
     written = {path.read_bytes() for path in tmp_path.glob("*/*.png")}

@@ -121,6 +121,9 @@ def test_it_learns_and_a_model_begins_with_what_it_learned(data, tmp_path, capsy
     assert losses[-1] < 0.5 * losses[0]
 
     # The same command is over at once, and a longer one goes on.
+    assert script.main(words(data, tmp_path / "run")) == 0
+    same = load_file(tmp_path / "run" / "backbone.safetensors")
+    assert all(torch.equal(same[name], value) for name, value in weights.items())
     assert script.main(words(data, tmp_path / "run", "--max_steps", "31")) == 0
     state = json.loads((tmp_path / "run" / "trainer_state.json").read_text(encoding="utf-8"))
     assert state["global_step"] == 31 and len(state["log_history"]) >= len(losses)

@@ -713,6 +713,16 @@ def test_a_checkpoint_is_trained_on(tiny, tmp_path):
         assert torch.equal(again.get_parameter(name), value)
 
 
+def test_a_run_that_is_over_is_left_as_it_is(tiny, tmp_path):
+    for _ in range(2):
+        assert pretrain.main(tiny.recipe(tmp_path / "run", "--max_steps", "2")) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 2
+    assert pretrain.main(tiny.recipe(tmp_path / "run", "--max_steps", "3")) == 0
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text(encoding="utf-8"))
+    assert state["global_step"] == 3
+
+
 def test_the_resnet_may_begin_with_the_weights_of_a_classifier(tiny, tmp_path, capsys):
     weights = tiny.model().model.encoder.embed_images.state_dict()
     weights["bn1.running_mean"] += 1.0

@@ -90,7 +90,7 @@ class Card:
         base_model (`str`, *optional*): The model on the Hub that this one was made from.
         datasets (`Sequence[str]`): The data sets on the Hub that it was trained on.
         eval_data (`str`, *optional*): What the scores were measured on: a data set on the Hub, or a name.
-        tasks (`Sequence[str]`): The tasks that the usage shows.
+        tasks (`Sequence[str]`): The tasks that it is for, which the usage shows.
         results (`Sequence[Measured]`): Scores.
         usage, training, evaluation, limits, environment (`str`):
             The texts of these sections, in Markdown. Scores stand in front of `evaluation`.
@@ -178,6 +178,7 @@ class Card:
                 task_name=one.task,
                 dataset_type=re.sub(r"[^\w./]+", "-", data.lower()),  # the Hub wants a word
                 dataset_name=data,
+                dataset_config=one.task,  # else results of two tasks of one type become those of the first
                 metric_type=one.metric,
                 metric_value=round(one.value, 4),
             )
@@ -192,7 +193,7 @@ class Card:
             base_model=self.base_model,
             datasets=list(self.datasets) or None,
             metrics=sorted({one.metric for one in self.results}) or None,
-            tags=["ofa", "arxiv:2202.03052", *sorted({one.task for one in self.results})],
+            tags=["ofa", "arxiv:2202.03052", *sorted({*self.tasks, *(one.task for one in self.results)})],
             eval_results=shown or None,
             model_name=name if shown else None,
         )

@@ -137,6 +137,21 @@ def last_checkpoint(folder: str | os.PathLike) -> str | None:
     return None
 
 
+def is_over(folder: str | os.PathLike, max_steps: int) -> bool:
+    """
+    Tells whether a run has taken all its steps and ended with `trainer.save_state()`. `Trainer` would take one more.
+
+    Args:
+        folder (`str` or `os.PathLike`): The run's `output_dir`.
+        max_steps (`int`): How many steps it was to take.
+    """
+    try:
+        state = TrainerState.load_from_json(str(Path(folder) / "trainer_state.json"))
+    except (OSError, ValueError, TypeError):
+        return False
+    return state.global_step >= max_steps > 0
+
+
 def _split_off_files(arguments: Sequence[str] | None) -> tuple[list[str], list[str]]:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", action="append", default=[])
@@ -203,4 +218,4 @@ def _accumulation(total: int, per_device: int, processes: int) -> int:
     return total // (per_device * processes)
 
 
-__all__ = ["last_checkpoint", "parse_recipe", "read_yaml", "refuse_unknown"]
+__all__ = ["is_over", "last_checkpoint", "parse_recipe", "read_yaml", "refuse_unknown"]

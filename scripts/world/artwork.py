@@ -258,10 +258,10 @@ class Drawings:
             WorldError: There is no such file, or an older version wrote it.
         """
         if not Path(path).is_file():
-            raise WorldError(f"{path} does not exist. Build it first: python scripts/build_small_world.py")
+            raise WorldError(f"{path} does not exist. Build it first: python scripts/build_world.py")
         with np.load(path, allow_pickle=False) as data:
             if "recipe" not in data or str(data["recipe"]) != _RECIPE:
-                raise WorldError(f"{path} is of an older version. Build it anew: python scripts/build_small_world.py")
+                raise WorldError(f"{path} is of an older version. Build it anew: python scripts/build_world.py")
             return cls(data["pixels"], data["designs"].tolist(), data["names"].tolist())
 
     def save(self, path: Path) -> None:

@@ -55,7 +55,7 @@ photographs.**
 
 One to five things, and sometimes none, stand on plain, graded, patterned or noisy grounds, in landscapes and rooms, at
 {size} x {size} pixels. Scenes are made before anything is said of them, so all answers are right by construction.
-Row *n* follows from the split, the seed {seed} and *n* alone (`scripts/build_small_world.py` of `modeling-ofa`). The
+Row *n* follows from the split, the seed {seed} and *n* alone (`scripts/build_world.py` of `modeling-ofa`). The
 designs of `train` and those of `test` and `far` have no drawing in common, nor any two that are nearly alike.
 
 ```python
