@@ -17,7 +17,7 @@ import torch
 from accelerate import Accelerator
 from datasets import Dataset
 from PIL import Image
-from tiny import tiny_model
+from tiny import save_checkpoint, tiny_model
 from tokenizers import Tokenizer, pre_tokenizers, trainers
 from tokenizers.models import BPE
 
@@ -597,7 +597,7 @@ def test_other_files_are_no_lists_of_answers(name, content, named, tmp_path):
         ("--task caption --data {folder}/none.tsv", "No such file"),
         ("--data {data}", "needs task="),
         ("--task caption --data {data}", "5 columns should be"),
-        ("--task image_classification --data {data}", "--answers FILE"),
+        ("--task image_classification --data {data} --model {bare}", "--answers FILE"),
         ("--task image_classification --data {data} --answers {folder}/none.txt", "none.txt"),
         ("--task image_classification --data {data} --model {folder}", "no config.json"),
         ("--task cola --data {data} --images x", "No such file or folder"),
@@ -605,11 +605,12 @@ def test_other_files_are_no_lists_of_answers(name, content, named, tmp_path):
     ],
 )
 def test_bad_input_is_told_in_a_line_before_a_model_is_loaded(words, named, tmp_path, capsys, monkeypatch):
+    bare = save_checkpoint(tmp_path / "bare")  # its processor has no list of answers
     monkeypatch.setattr(OFAForConditionalGeneration, "from_pretrained", None)
     data = tmp_path / "data.tsv"
     data.write_text(f"{image(0)}\t1\tdog\n")
     capsys.readouterr()
-    assert run(*words.format(data=data, folder=tmp_path).split()) == 2
+    assert run(*words.format(data=data, folder=tmp_path, bare=bare).split()) == 2
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("evaluate.py: error: ") and named in last
 
