@@ -706,3 +706,6 @@ def test_the_embedded_checkpoint_is_small_and_its_card_says_what_was_measured():
         # Better than whoever does not look, on designs that it was not trained on, too.
         chance = measured["test"][task]["chance"] or 0.0
         assert measured["test"][task]["score"] > chance + 0.1
+    tested = measured["test"]
+    assert tested["caption"]["score"] > 10 * max(tested["caption"]["chance"], 0.002)
+    assert tested["visual_grounding"]["score"] > 5 * tested["visual_grounding"]["chance"]
