@@ -24,6 +24,7 @@ RUNS = {
     "self_critical": ("self-critical", "#2ca02c"),
     "backbone": ("ResNet", "#1f77b4"),
     "model": ("model", "#1f77b4"),
+    "tasks": ("model", "#1f77b4"),
 }
 # By the name of a picture its panels: title, data, what is drawn, of which runs.
 PICTURES = {
@@ -38,7 +39,7 @@ PICTURES = {
     "world": (
         ("ResNet: names and boxes of patches", "world", "loss", ("backbone",)),
         ("Model: tasks about pictures", "world", "loss_image_text", ("model",)),
-        ("Model: detection and infilling", "world", "loss_extra", ("model",)),
+        ("All tasks as they are asked in the end", "world", "loss", ("tasks",)),
     ),
 }
 _COLUMNS = 3

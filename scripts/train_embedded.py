@@ -30,13 +30,16 @@ from modeling_ofa.data.lines import write_whole
 
 
 ROOT = Path(__file__).resolve().parents[1]
-# Rows of what is trained on, and of each task of what is measured.
-TRAINING_ROWS = {"crowds": 80_000, "image_text": 160_000, "detection": 40_000, "text": 40_000}
-TEST_ROWS = 500
 # Where the recipes look for things in the working folder.
-DATA, PROCESSOR = Path("runs/world/data"), Path("runs/world/processor")
+DATA, MORE, PROCESSOR = Path("runs/world/data"), Path("runs/world/more"), Path("runs/world/processor")
+# What is trained on: folders, with their seeds and the rows of their parts; and rows of each task of what is measured.
+TRAINING_DATA = (
+    (DATA, 0, {"crowds": 80_000, "image_text": 160_000, "detection": 40_000, "text": 40_000}),
+    (MORE, 2, {"single": 50_000}),
+)
+TEST_ROWS = 500
 # Runs in their order, with their scripts; recipes and folders, in runs/, are called like them.
-RUNS = {"world_backbone": "pretrain_backbone", "world_model": "pretrain"}
+RUNS = {"world_backbone": "pretrain_backbone", "world_model": "pretrain", "world_tasks": "pretrain"}
 LONGEST_ANSWER = 64  # tokens: a caption or the boxes of five things
 DRAWINGS = "world_drawings.json"
 
@@ -56,15 +59,20 @@ def call(words: Sequence[object], work: Path) -> None:
 
 def build(work: Path, cache: Path) -> None:
     """Draws the world and writes what is trained on and what is measured; files that are there stay."""
-    script = [ROOT / "scripts" / "build_world.py", "--cache", cache, "--output", DATA]
-    parts = [f"{part}={rows}" for part, rows in TRAINING_ROWS.items()]
-    call([*script, "--write", "train", "--processor", PROCESSOR, "--parts", *parts], work)
-    call([*script, "--write", *EVALUATED, "--rows", TEST_ROWS], work)
+    script = [ROOT / "scripts" / "build_world.py", "--cache", cache]
+    for folder, seed, rows in TRAINING_DATA:
+        parts = [f"{part}={number}" for part, number in rows.items()]
+        call([*script, "--write", "train", "--output", folder, "--seed", seed, "--parts", *parts], work)
+    call([*script, "--write", *EVALUATED, "--output", DATA, "--rows", TEST_ROWS, "--processor", PROCESSOR], work)
 
 
-def train(work: Path, processes: int, settings: Sequence[str] = ()) -> None:
+def train(work: Path, cache: Path, processes: int, settings: Sequence[str] = ()) -> None:
     """Trains the ResNet, then the rest, with these settings in place of the recipes'; what is over ends at once."""
     for name, script in RUNS.items():
+        if name == "world_tasks":
+            call(
+                [ROOT / "scripts" / "align_heads.py", "runs/world_model", "runs/world_aligned", "--cache", cache], work
+            )
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
         command += [ROOT / "scripts" / f"{script}.py", "--output_dir", Path("runs", name)]
         command += ["--config", ROOT / "recipes" / f"{name}.yaml"]
@@ -82,7 +90,7 @@ def save(run: Path, folder: Path) -> None:
 
 
 def keep_records(work: Path, cache: Path, folder: Path) -> None:
-    """Keeps the logs of both runs, and the digests of all drawings by their designs."""
+    """Keeps the logs of all runs, and the digests of all drawings by their designs."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in RUNS:
         keep(work / "runs" / name / "trainer_state.json", folder)
@@ -115,7 +123,7 @@ def run(args: argparse.Namespace) -> None:
     work = args.work.resolve()
     work.mkdir(parents=True, exist_ok=True)
     build(work, args.cache)
-    train(work, args.processes, args.settings)
+    train(work, args.cache, args.processes, args.settings)
     save(work / "runs" / list(RUNS)[-1], args.output)
     if args.records:
         keep_records(work, args.cache, args.records)

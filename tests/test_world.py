@@ -27,6 +27,7 @@ from modeling_ofa.training.streams import RowStream
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "scripts"))  # at the end: it has an evaluate.py
 
+import align_heads  # noqa: E402
 import build_world  # noqa: E402
 import evaluate_embedded  # noqa: E402
 import train_embedded  # noqa: E402
@@ -594,6 +595,60 @@ def test_the_processor_has_words_for_all_things_and_few_places_for_boxes(path):
     assert processor.answers["image_classification"] == list(THINGS)
 
 
+# --- heads that compare ----------------------------------------------------------------------------------------------
+def test_the_discriminant_finds_what_things_differ_in():
+    rng = np.random.default_rng(0)
+    of_things, offset, loud = (rng.normal(size=(number, 32)) for number in (len(THINGS), 1, 1))
+    of_things[:, 20:] = 0
+    things = np.arange(40 * len(THINGS)) % len(THINGS)
+    patches, words = (
+        align_heads.States(
+            of_things[things]
+            + rng.normal(size=(len(things), 32)) * 0.2
+            + rng.normal(size=(len(things), 1)) * 10 * loud  # what differs most has nothing to do with them
+            + side * 5 * offset,
+            things,
+        )
+        for side in (1, -1)
+    )
+    directions, middle = align_heads.discriminant(patches, words)
+    assert np.allclose(middle, (patches.mean + words.mean) / 2)
+    seen, said = ((one.values[: len(THINGS)] - middle) @ directions[:, :16] for one in (patches, words))
+    assert ((said @ seen.T).argmax(axis=1) == np.arange(len(THINGS))).mean() > 0.8
+    assert abs((patches.mean - words.mean) @ directions[:, :16]).max() < 0.2  # of ten
+    plainly = (words.values - words.mean)[: len(THINGS)] @ (patches.values - patches.mean)[: len(THINGS)].T
+    assert (plainly.argmax(axis=1) == np.arange(len(THINGS))).mean() < 0.1
+
+
+def test_heads_are_aligned_and_all_else_is_left_alone(path, tmp_path, capsys):
+    words = [DEFAULT_CHECKPOINT, str(tmp_path / "out"), "--cache", str(path.parent), "--scenes", "64"]
+    assert align_heads.main(words) == 0
+    before, after = (OFAForConditionalGeneration.from_pretrained(one) for one in (DEFAULT_CHECKPOINT, words[1]))
+    assert OFAProcessor.from_pretrained(words[1]).answers
+    changed = {
+        name: one.ne(other)
+        for (name, one), other in zip(before.named_parameters(), after.parameters(), strict=True)
+        if not torch.equal(one, other)
+    }
+    layer = "model.encoder.layers.0.self_attn"
+    tables = ("model.encoder.token_rel_pos_table_list.0", "model.encoder.image_rel_pos_table_list.0")
+    assert set(changed) == {
+        *(f"{layer}.{part}_proj.{kind}" for part in "qk" for kind in ("weight", "bias")),
+        *(f"{table}.weight" for table in tables),
+    }
+    attention = after.get_encoder().layers[0].self_attn
+    rows = changed[f"{layer}.q_proj.bias"].nonzero().flatten()
+    assert len(rows) == len(align_heads.HEADS) * attention.head_dim
+    assert torch.equal(attention.q_proj.weight[rows], attention.k_proj.weight[rows])
+    weights = (tmp_path / "out" / "model.safetensors").read_bytes()
+    assert align_heads.main(words) == 0 and (tmp_path / "out" / "model.safetensors").read_bytes() == weights
+    processor = OFAProcessor.from_pretrained(DEFAULT_CHECKPOINT)
+    processor.image_processor.size = {"height": 64, "width": 64}
+    processor.save_pretrained(tmp_path / "other")
+    assert align_heads.main([str(tmp_path / "other"), str(tmp_path / "not")]) == 2
+    assert "is no model of the small world, whose pictures have 128 pixels a side" in capsys.readouterr().err
+
+
 # --- the embedded checkpoint -----------------------------------------------------------------------------------------
 def test_captions_are_compared_as_the_things_that_they_name():
     assert evaluate_embedded.objects_of("two dogs and a palm tree") == Counter({"dog": 2, "a palm tree": 1})
@@ -636,7 +691,8 @@ def test_a_card_quotes_what_was_measured(tmp_path):
 
 @pytest.mark.slow
 def test_one_command_makes_the_checkpoint_and_goes_on(path, tmp_path, monkeypatch):
-    monkeypatch.setattr(train_embedded, "TRAINING_ROWS", dict.fromkeys(train_embedded.TRAINING_ROWS, 80))
+    few = tuple((folder, seed, dict.fromkeys(rows, 80)) for folder, seed, rows in train_embedded.TRAINING_DATA)
+    monkeypatch.setattr(train_embedded, "TRAINING_DATA", few)
     monkeypatch.setattr(train_embedded, "TEST_ROWS", 4)
     words = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--cache", str(path.parent)]
     words += ["--processes", "2", "--records", str(tmp_path / "records"), "--settings", "--use_cpu", "true"]

@@ -36,6 +36,11 @@ TRAINING_PARTS: dict[str, Mapping[str, float]] = {
     "detection": {"object_detection": 1},
     "text": {"text_infilling": 1},
     "crowds": {"object_detection": 1},
+    # All tasks as they are asked in the end.
+    "single": {
+        "caption": 4, "visual_grounding": 4, "vqa": 7, "visual_entailment": 4, "image_text_matching": 2,
+        "image_classification": 1, "object_detection": 2, **dict.fromkeys(TEXT_TASKS, 0.3),
+    },
 }  # fmt: skip
 # Many objects in a picture, for the ResNet, which looks at each of them by itself.
 _COUNTS = {"crowds": (1, 2, 4, 8, 9, 10)}
