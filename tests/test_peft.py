@@ -233,12 +233,12 @@ def test_trainer_trains_an_adapter_on_raw_rows_that_loads_back(name: str, rows: 
         tmp_path,
         remove_unused_columns=False,
         per_device_train_batch_size=2,
-        max_steps=20,
+        max_steps=30,
         learning_rate=5e-2,
         logging_steps=1,
         eval_strategy="steps",
-        eval_steps=20,
-        save_steps=20,
+        eval_steps=30,
+        save_steps=30,
         report_to=[],
         use_cpu=True,
     )
@@ -247,10 +247,10 @@ def test_trainer_trains_an_adapter_on_raw_rows_that_loads_back(name: str, rows: 
     trainer.train()
     log = {key: value for entry in reversed(trainer.state.log_history) for key, value in entry.items()}  # the first
     assert log["eval_loss"] < log["loss"] - 1
-    files = {path.name for path in (tmp_path / "checkpoint-20").iterdir()}
+    files = {path.name for path in (tmp_path / "checkpoint-30").iterdir()}
     assert "adapter_model.safetensors" in files and "model.safetensors" not in files
     base = OFAForConditionalGeneration.from_pretrained(modeling_ofa.DEFAULT_CHECKPOINT, dtype=torch.float32)
-    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "checkpoint-20")
+    loaded = peft.PeftModel.from_pretrained(base, tmp_path / "checkpoint-30")
     inputs = collator(rows)
     inputs["decoder_input_ids"] = base.prepare_decoder_input_ids_from_labels(inputs.pop("labels"))
     with torch.no_grad():
