@@ -117,13 +117,13 @@ def collect(
         lambda module, args, kwargs: seen.append(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
     )
     patches, shown, words, meant = [], [], [], []
-    for scenes, things, texts_words, texts in asked_scenes(world, number):
+    for scenes, things, said, texts in asked_scenes(world, number):
         pictures = [Image.fromarray(scene.pixels) for scene in scenes]
         inputs = processor(task="vqa", images=pictures, text=texts, padding=True, return_tensors="pt")
         with torch.no_grad():
-            encoder(**{name: inputs[name] for name in _OF_ENCODER if name in inputs})
+            encoder(**{name: inputs[name] for name in _OF_ENCODER})
         for scene, thing, word, ids, states in zip(
-            scenes, things, texts_words, inputs["input_ids"].tolist(), seen.pop().numpy(), strict=True
+            scenes, things, said, inputs["input_ids"].tolist(), seen.pop().numpy(), strict=True
         ):
             places = patches_of(scene, known)
             patches.append(states[: len(places)][places >= 0])
