@@ -29,7 +29,7 @@ extras = {
     "world": ["resvg-py>=0.5"],  # draws the scenes that the embedded checkpoint is trained on
     "docs": [  # builds the pages, and runs the notebooks
         "furo>=2025.12.19",
-        "ipykernel>=7.4",
+        "ipykernel>=7",
         "myst-parser>=4.0.1",
         "nbclient>=0.11",
         "nbformat>=5.11",
