@@ -24,7 +24,8 @@ RUNS = {
     "self_critical": ("self-critical", "#2ca02c"),
     "backbone": ("ResNet", "#1f77b4"),
     "model": ("model", "#1f77b4"),
-    "tasks": ("model", "#1f77b4"),
+    "tasks": ("a question a picture", "#1f77b4"),
+    "lessons": ("then six", "#ff7f0e"),
 }
 # By the name of a picture its panels: title, data, what is drawn, of which runs.
 PICTURES = {
@@ -39,7 +40,7 @@ PICTURES = {
     "world": (
         ("ResNet: names and boxes of patches", "world", "loss", ("backbone",)),
         ("Model: tasks about pictures", "world", "loss_image_text", ("model",)),
-        ("All tasks as they are asked in the end", "world", "loss", ("tasks",)),
+        ("All tasks as they are asked in the end", "world", "loss", ("tasks", "lessons")),
     ),
 }
 _COLUMNS = 3

@@ -31,15 +31,21 @@ from modeling_ofa.data.lines import write_whole
 
 ROOT = Path(__file__).resolve().parents[1]
 # Where the recipes look for things in the working folder.
-DATA, MORE, PROCESSOR = Path("runs/world/data"), Path("runs/world/more"), Path("runs/world/processor")
+DATA, PROCESSOR = Path("runs/world/data"), Path("runs/world/processor")
 # What is trained on: folders, with their seeds and the rows of their parts; and rows of each task of what is measured.
 TRAINING_DATA = (
     (DATA, 0, {"crowds": 80_000, "image_text": 160_000, "detection": 40_000, "text": 40_000}),
-    (MORE, 2, {"single": 50_000}),
+    (Path("runs/world/more"), 2, {"single": 50_000}),
+    (Path("runs/world/lessons"), 3, {"lessons": 150_000}),
 )
 TEST_ROWS = 500
 # Runs in their order, with their scripts; recipes and folders, in runs/, are called like them.
-RUNS = {"world_backbone": "pretrain_backbone", "world_model": "pretrain", "world_tasks": "pretrain"}
+RUNS = {
+    "world_backbone": "pretrain_backbone",
+    "world_model": "pretrain",
+    "world_tasks": "pretrain",
+    "world_lessons": "pretrain",
+}
 LONGEST_ANSWER = 64  # tokens: a caption or the boxes of five things
 DRAWINGS = "world_drawings.json"
 

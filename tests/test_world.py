@@ -39,7 +39,7 @@ from world.publish import TEST_PARTS, TRAINING_PARTS, write_negatives, write_spl
 from world.questions import claim, question, questions  # noqa: E402
 from world.scenes import World  # noqa: E402
 from world.splits import SPLITS, make_example, misspell, stream  # noqa: E402
-from world.tasks import TASKS  # noqa: E402
+from world.tasks import TASKS, several_questions  # noqa: E402
 from world.things import GROUPS, THINGS, group_of  # noqa: E402
 from world.words import MOST, NUMBERS, caption, one, phrases, plural, wrong_caption  # noqa: E402
 
@@ -380,6 +380,17 @@ def test_every_kind_of_question_has_the_answer_that_the_boxes_give(scenes):
     }  # fmt: skip
     for kind in ("exists", "exists_group", "exists_number", "related"):
         assert 0.3 < seen[kind, "yes"] / (seen[kind, "yes"] + seen[kind, "no"]) < 0.7
+
+
+def test_questions_that_are_asked_at_once_have_their_answers_behind_their_letters(scenes):
+    for i, scene in enumerate(scenes):
+        columns = several_questions(scene, np.random.default_rng(i), WORDS, 4)
+        asked, answered = (re.findall(r"([a-z]): (.*?)(?= [a-z]: |$)", columns[name]) for name in ("text", "target"))
+        assert [letter for letter, _ in asked] == [letter for letter, _ in answered] == ["a", "b", "c", "d"]
+        for (_, text), (_, answer) in zip(asked, answered, strict=True):
+            if answer in ("yes", "no"):
+                assert holds(scene, text) == (answer == "yes"), (scene.names, text)
+        assert len({text for _, text in asked}) == 4
 
 
 def test_empty_scenes_are_answered_too(world):

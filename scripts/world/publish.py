@@ -7,6 +7,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -41,9 +42,17 @@ TRAINING_PARTS: dict[str, Mapping[str, float]] = {
         "caption": 4, "visual_grounding": 4, "vqa": 7, "visual_entailment": 4, "image_text_matching": 2,
         "image_classification": 1, "object_detection": 2, **dict.fromkeys(TEXT_TASKS, 0.3),
     },
+    # The same, of which questions are asked by the half dozen: reading a picture costs more than another question.
+    "lessons": {
+        "caption": 5, "grounded_caption": 1, "visual_grounding": 3, "vqa": 8, "visual_entailment": 3,
+        "image_text_matching": 1.5, "image_classification": 1, "object_detection": 1.5,
+        **dict.fromkeys(TEXT_TASKS, 0.15),
+    },
 }  # fmt: skip
 # Many objects in a picture, for the ResNet, which looks at each of them by itself.
-_COUNTS = {"crowds": (1, 2, 4, 8, 9, 10)}
+_OPTIONS: dict[str, Mapping[str, Any]] = {
+    "crowds": {"counts": (1, 2, 4, 8, 9, 10)}, "lessons": {"questions": (1, 6, 6)},
+}  # fmt: skip
 # And of one to test on: each task by itself.
 TEST_PARTS: dict[str, Mapping[str, float]] = {task: {task: 1} for task in (*SCENE_TASKS, *TEXT_TASKS)}
 _CATEGORIES = (
@@ -117,7 +126,7 @@ def write_split(
     options = {"seed": seed, "size": size, "picture_format": "JPEG" if augmented else "PNG"}
     pieces, files = [], []
     for part, number in wanted.items():
-        examples = stream(split, tasks[part], number, path, counts=_COUNTS.get(part), **options)
+        examples = stream(split, tasks[part], number, path, **_OPTIONS.get(part, {}), **options)
         pieces_of_part = -(-number // _FILE_ROWS)
         for i in range(pieces_of_part):
             file = folder / part / "data" / f"{split}-{i:05d}-of-{pieces_of_part:05d}.parquet"

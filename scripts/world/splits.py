@@ -21,7 +21,7 @@ from modeling_ofa.data.readers import EXAMPLE_FEATURES
 
 from .artwork import CACHE, EXPLORE_DESIGNS, FAR_DESIGN, FILE, TEST_DESIGN, TRAIN_DESIGNS, VALIDATION_DESIGN
 from .scenes import World
-from .tasks import SCENE_TASKS, TASKS
+from .tasks import SCENE_TASKS, TASKS, several_questions
 from .texts import TEXT_TASKS
 
 
@@ -75,6 +75,7 @@ def make_example(
     size: int = SIZE,
     picture_format: str = "BMP",
     counts: Sequence[int] | None = None,
+    questions: Sequence[int] = (1,),
 ) -> dict[str, Any]:
     """
     Makes one Example.
@@ -88,6 +89,7 @@ def make_example(
         size (`int`): Pixels a side of the picture.
         picture_format (`str`): Which kind of file the picture is: BMP takes no time, PNG less room.
         counts (`Sequence[int]`, *optional*): How many objects to ask for, in place of the task's own numbers.
+        questions (`Sequence[int]`): Up to how many questions a row of `vqa` asks at once, each number as likely.
 
     Returns:
         `dict[str, Any]`: The columns of `EXAMPLE_FEATURES`.
@@ -99,7 +101,11 @@ def make_example(
     columns: dict[str, Any] | None = {**TEXT_TASKS[task](rng, world.names)} if task in TEXT_TASKS else None
     while columns is None:
         scene = world.compose(rng, part.designs, counts or SCENE_TASKS[task].counts, size, part.augment)
-        columns = SCENE_TASKS[task].ask(scene, rng, world.names)
+        asked = questions[rng.integers(len(questions))] if task == "vqa" and len(questions) > 1 else 1
+        if asked > 1:
+            columns = several_questions(scene, rng, world.names, asked)
+        else:
+            columns = SCENE_TASKS[task].ask(scene, rng, world.names)
         if columns is not None:
             file = io.BytesIO()
             Image.fromarray(scene.pixels).save(file, picture_format)
@@ -132,7 +138,7 @@ def stream(
         tasks (`Sequence[str]` or `Mapping[str, float]`): Which tasks, with weights if they have any.
         rows (`int`): How many rows there are before they begin anew.
         path (`str` or `Path`): The drawings.
-        **options: `seed`, `size`, `picture_format` and `counts`, as in [`make_example`].
+        **options: `seed`, `size`, `picture_format`, `counts` and `questions`, as in [`make_example`].
 
     Raises:
         WorldError: There are no drawings.

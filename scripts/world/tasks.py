@@ -2,11 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from string import ascii_lowercase
 from typing import Any
 
 import numpy as np
 
-from .questions import claim, question
+from .questions import claim, question, questions
 from .scenes import COUNTS, Scene
 from .texts import TEXT_TASKS
 from .words import caption, one, phrases, wrong_caption
@@ -51,6 +52,17 @@ def _visual_grounding(scene: Scene, rng: np.random.Generator, known: Sequence[st
 def _vqa(scene: Scene, rng: np.random.Generator, known: Sequence[str]) -> Columns:
     text, answer = question(scene, rng, known)
     return {"text": text, "target": answer}
+
+
+def several_questions(scene: Scene, rng: np.random.Generator, known: Sequence[str], number: int) -> Columns:
+    """Asks up to `number` questions of different kinds at once, with letters before them and before their answers."""
+    asked = list(questions(scene, rng, known).values())
+    chosen = [asked[place] for place in rng.permutation(len(asked))[:number]]
+    text, target = (
+        " ".join(f"{letter}: {said}" for letter, said in zip(ascii_lowercase, part, strict=False))
+        for part in zip(*chosen, strict=True)
+    )
+    return {"text": text, "target": target}
 
 
 def _visual_entailment(scene: Scene, rng: np.random.Generator, known: Sequence[str]) -> Columns:
