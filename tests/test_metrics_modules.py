@@ -27,7 +27,8 @@ def offline(tmp_path_factory):
     cache = tmp_path_factory.mktemp("evaluate")
     forget_modules()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "path", list(sys.path))
+        # If another test of this process had evaluate copy modules to its usual folder, that would be found first.
+        patch.setattr(sys, "path", [path for path in sys.path if not Path(path, "evaluate_modules").is_dir()])
         patch.setattr(evaluate.config, "HF_EVALUATE_OFFLINE", True)
         patch.setattr(evaluate.config, "HF_METRICS_CACHE", str(cache / "metrics"))
         patch.setattr(evaluate.config, "HF_MODULES_CACHE", str(cache / "modules"))

@@ -4,6 +4,7 @@ import unittest
 from typing import Any
 
 import numpy as np
+import pytest
 from PIL import Image
 from transformers.utils import is_torchvision_available
 
@@ -13,6 +14,10 @@ from .library import common_tests
 
 
 image_processing = common_tests("test_image_processing_common")
+if not hasattr(image_processing.ImageProcessingTestMixin, "image_processing_classes"):
+    pytest.skip(
+        "these tests find classes by the name of a folder of the library: transformers 5.17", allow_module_level=True
+    )
 
 
 def local_picture(url: str) -> Image.Image:
