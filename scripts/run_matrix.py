@@ -27,7 +27,7 @@ NEWEST = "newest"  # what constraints.txt says
 OLDEST = "5.17.0"
 SHOWN = ("torch", "numpy", "pillow")  # versions in the table
 _PROBE = "import sys, venv, ensurepip; print('.'.join(map(str, sys.version_info[:3])), sys.executable)"
-_SUMMARY = re.compile(r"(?:\d+ \w+,? ?)+ in [\d.]+s")
+_SUMMARY = re.compile(r"\d+ \w+(?:, \d+ [\w ]+)* in [\d.]+s")
 
 
 @dataclass
@@ -97,7 +97,8 @@ def read_summary(log: str) -> tuple[dict[str, int], list[str]]:
 
 
 def _pairs(summary: str) -> Iterator[tuple[str, str]]:
-    yield from re.findall(r"(\d+) (\w+)", summary.split(" in ")[0])
+    """The numbers and words, but for those of subtests, which are parts of tests."""
+    yield from re.findall(r"(\d+) (\w+)(?:,|$)", summary.split(" in ")[0])
 
 
 def run_cell(cell: Cell, executable: str, folder: Path, workers: int, keep: bool) -> Cell:
@@ -141,7 +142,8 @@ def table(cells: Sequence[Cell]) -> str:
     """Gives what was run as Markdown, a row an environment."""
     rows = [["Python", "transformers", *SHOWN, "tests"], ["---"] * (len(SHOWN) + 3)]
     for cell in cells:
-        counts = ", ".join(f"{number:,} {word}" for word, number in cell.counts.items() if word not in ("warnings",))
+        tests = {word: number for word, number in cell.counts.items() if not word.startswith("warning")}
+        counts = ", ".join(f"{number:,} {word}" for word, number in tests.items())
         installed = cell.versions.get("transformers", cell.transformers)
         versions = [cell.versions.get(name, "") for name in SHOWN]
         rows.append([cell.python, installed, *versions, counts or cell.outcome])

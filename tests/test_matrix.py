@@ -23,6 +23,7 @@ def matrix():
     "log, counts, failed",
     [
         ("....\n4 passed in 1.20s\n", {"passed": 4}, []),
+        ("4 passed, 1 warning, 9778 subtests passed in 61.20s (0:01:01)\n", {"passed": 4, "warning": 1}, []),
         (
             "FAILED tests/test_a.py::test_x[1] - ValueError: 3 failed in 2.00s\n"
             "ERROR tests/test_b.py\n== 1 failed, 1,234 passed ==\n"
