@@ -620,7 +620,7 @@ def test_a_sample_needs_a_list_of_references(name):
 
 def test_the_package_of_metrics_imports_no_extra():
     extras = ("datasets", "evaluate", "rouge_score", "pycocoevalcap", "pycocotools", "sklearn")
-    # What generation in transformers imports by itself is not ours: scikit-learn, up to 5.17.
+    # What generation in transformers imports by itself is not ours: scikit-learn, in 5.17.
     code = "import sys; from transformers import GenerationMixin; known = set(sys.modules)\n"
     code += f"import modeling_ofa.evaluation; print([name for name in {extras} if name in set(sys.modules) - known])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
