@@ -43,7 +43,7 @@ _FORMS = (
 )  # fmt: skip
 _INNER = 0.32  # of a box's sides, to either side of its middle: what a patch there shows is the thing
 _NEVER = -30.0
-_OF_ENCODER = ("input_ids", "attention_mask", "pixel_values", "patch_masks")
+OF_ENCODER = ("input_ids", "attention_mask", "pixel_values", "patch_masks")
 
 
 class Head(NamedTuple):
@@ -107,6 +107,12 @@ def asked_scenes(world: World, number: int) -> Iterator[tuple[list[Scene], list[
         yield scenes, things, words, [form.format(word) for word, form in zip(words, forms, strict=True)]
 
 
+def first_token(processor: OFAProcessor, word: str, ids: Sequence[int]) -> int:
+    """Gives where in a text the word begins."""
+    tokens = processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    return next(i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens)
+
+
 def collect(
     model: OFAForConditionalGeneration, processor: OFAProcessor, world: World, number: int
 ) -> tuple[States, States]:
@@ -121,16 +127,14 @@ def collect(
         pictures = [Image.fromarray(scene.pixels) for scene in scenes]
         inputs = processor(task="vqa", images=pictures, text=texts, padding=True, return_tensors="pt")
         with torch.no_grad():
-            encoder(**{name: inputs[name] for name in _OF_ENCODER})
+            encoder(**{name: inputs[name] for name in OF_ENCODER})
         for scene, thing, word, ids, states in zip(
             scenes, things, said, inputs["input_ids"].tolist(), seen.pop().numpy(), strict=True
         ):
             places = patches_of(scene, known)
             patches.append(states[: len(places)][places >= 0])
             shown.append(places[places >= 0])
-            tokens = processor.tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-            first = next(i for i in range(len(ids)) if ids[i : i + len(tokens)] == tokens)
-            words.append(states[len(places) + first])
+            words.append(states[len(places) + first_token(processor, word, ids)])
             meant.append(known.index(thing))
     hook.remove()
     return States(np.concatenate(patches), np.concatenate(shown)), States(np.stack(words), np.array(meant))
@@ -191,22 +195,35 @@ def set_heads(model: OFAForConditionalGeneration, directions: np.ndarray, middle
     return chosen
 
 
+def load(checkpoint: Path) -> tuple[OFAForConditionalGeneration, OFAProcessor]:
+    """
+    Loads a model of the small world, in float32.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    processor = OFAProcessor.from_pretrained(checkpoint)
+    if processor.image_processor.size != {"height": SIZE, "width": SIZE}:
+        raise ValueError(f"{checkpoint} is no model of the small world, whose pictures have {SIZE} pixels a side.")
+    return OFAForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval(), processor
+
+
+def save(model: OFAForConditionalGeneration, processor: OFAProcessor, output: Path) -> None:
+    """Writes a folder, whole or not at all."""
+    part = output.with_name(f"{output.name}.part")
+    processor.save_pretrained(part)
+    model.save_pretrained(part)
+    print(part.rename(output))
+
+
 def run(args: argparse.Namespace) -> None:
     if args.output.exists():
         logger.info("%s is there", args.output)
         return
-    processor = OFAProcessor.from_pretrained(args.checkpoint)
-    if processor.image_processor.size != {"height": SIZE, "width": SIZE}:
-        raise ValueError(
-            f"{args.checkpoint} is no model of the small world, whose pictures have {SIZE} pixels a side."
-        )
-    model = OFAForConditionalGeneration.from_pretrained(args.checkpoint, dtype=torch.float32).eval()
+    model, processor = load(args.checkpoint)
     directions, middle = discriminant(*collect(model, processor, load_world(str(args.cache / FILE)), args.scenes))
     logger.info("heads %s", ", ".join(map(str, set_heads(model, directions, middle))))
-    part = args.output.with_name(f"{args.output.name}.part")
-    processor.save_pretrained(part)
-    model.save_pretrained(part)
-    print(part.rename(args.output))
+    save(model, processor, args.output)
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

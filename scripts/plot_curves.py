@@ -26,6 +26,8 @@ RUNS = {
     "model": ("model", "#1f77b4"),
     "tasks": ("a question a picture", "#1f77b4"),
     "lessons": ("then six", "#ff7f0e"),
+    "places": ("heads that point: decoder", "#2ca02c"),
+    "pointed": ("then all", "#d62728"),
 }
 # By the name of a picture its panels: title, data, what is drawn, of which runs.
 PICTURES = {
@@ -40,7 +42,7 @@ PICTURES = {
     "world": (
         ("ResNet: names and boxes of patches", "world", "loss", ("backbone",)),
         ("Model: tasks about pictures", "world", "loss_image_text", ("model",)),
-        ("All tasks as they are asked in the end", "world", "loss", ("tasks", "lessons")),
+        ("All tasks as they are asked in the end", "world", "loss", ("tasks", "lessons", "places", "pointed")),
     ),
 }
 _COLUMNS = 3

@@ -58,6 +58,7 @@ class PretrainingRecipe:
     freeze: list[str] = field(
         default_factory=list, metadata={"help": "parts that are not trained: resnet, embeddings, …"}
     )
+    freeze_encoder_layers: int = _setting(0, "so many first layers of the encoder are not trained either")
     image_text: str | None = _setting(
         None, "captions, questions and phrases: a file, several, or load_examples' options"
     )
@@ -153,7 +154,7 @@ def run(recipe: PretrainingRecipe, args: TrainingArguments) -> None:
     processor.image_processor.size = {"height": recipe.image_size, "width": recipe.image_size}
     set_seed(args.seed)
     model = load_model(recipe, processor)
-    trained = freeze(model, recipe.freeze)
+    trained = freeze(model, recipe.freeze, encoder_layers=recipe.freeze_encoder_layers)
     if recipe.attn_implementation is not None:
         model.set_attn_implementation(recipe.attn_implementation)
 

@@ -37,6 +37,8 @@ TRAINING_DATA = (
     (DATA, 0, {"crowds": 80_000, "image_text": 160_000, "detection": 40_000, "text": 40_000}),
     (Path("runs/world/more"), 2, {"single": 50_000}),
     (Path("runs/world/lessons"), 3, {"lessons": 150_000}),
+    (Path("runs/world/places"), 5, {"places": 60_000}),
+    (Path("runs/world/pointed"), 4, {"pointed": 130_000}),
 )
 TEST_ROWS = 500
 # Runs in their order, with their scripts; recipes and folders, in runs/, are called like them.
@@ -45,6 +47,13 @@ RUNS = {
     "world_model": "pretrain",
     "world_tasks": "pretrain",
     "world_lessons": "pretrain",
+    "world_places": "pretrain",
+    "world_pointed": "pretrain",
+}
+# Runs that begin with something computed: by which script, of which run, and the name of what it writes.
+COMPUTED = {
+    "world_tasks": ("align_heads", "world_model", "world_aligned"),
+    "world_places": ("point_heads", "world_lessons", "world_marked"),
 }
 LONGEST_ANSWER = 64  # tokens: a caption or the boxes of five things
 DRAWINGS = "world_drawings.json"
@@ -75,10 +84,9 @@ def build(work: Path, cache: Path) -> None:
 def train(work: Path, cache: Path, processes: int, settings: Sequence[str] = ()) -> None:
     """Trains the ResNet, then the rest, with these settings in place of the recipes'; what is over ends at once."""
     for name, script in RUNS.items():
-        if name == "world_tasks":
-            call(
-                [ROOT / "scripts" / "align_heads.py", "runs/world_model", "runs/world_aligned", "--cache", cache], work
-            )
+        if name in COMPUTED:
+            computing, source, made = COMPUTED[name]
+            call([ROOT / "scripts" / f"{computing}.py", f"runs/{source}", f"runs/{made}", "--cache", cache], work)
         command = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", processes]
         command += [ROOT / "scripts" / f"{script}.py", "--output_dir", Path("runs", name)]
         command += ["--config", ROOT / "recipes" / f"{name}.yaml"]

@@ -741,10 +741,13 @@ def test_parts_may_be_left_as_they_are(tiny, tmp_path):
     torch.save(weights, tmp_path / "resnet.pth")
     options = ["--backbone", str(tmp_path / "resnet.pth"), "--freeze", "resnet", "--attn_implementation", "eager"]
     options += ["--max_steps", "1", "--learning_rate", "0.1", "--warmup_steps", "0", "--matching", "0.5"]
+    options += ["--freeze_encoder_layers", "1"]
     assert pretrain.main(tiny.recipe(tmp_path / "run", *options)) == 0
     encoder = OFAForConditionalGeneration.from_pretrained(tmp_path / "run").model.encoder
     assert all(torch.equal(value, weights[name]) for name, value in encoder.embed_images.state_dict().items())
     assert (encoder.layer_norm.weight != 1).all()
+    first, second = (layer.final_layer_norm.weight for layer in encoder.layers[:2])
+    assert (first == 1).all() and (second != 1).all()
 
 
 def test_two_processes_train_as_one_does_and_are_killed_and_one_goes_on(tiny, tmp_path):

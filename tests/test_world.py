@@ -30,6 +30,7 @@ sys.path.append(str(ROOT / "scripts"))  # at the end: it has an evaluate.py
 import align_heads  # noqa: E402
 import build_world  # noqa: E402
 import evaluate_embedded  # noqa: E402
+import point_heads  # noqa: E402
 import train_embedded  # noqa: E402
 from world import artwork  # noqa: E402
 from world.artwork import CACHE, FILE, SETS, TRAIN_DESIGNS, Drawings, WorldError  # noqa: E402
@@ -658,6 +659,36 @@ def test_heads_are_aligned_and_all_else_is_left_alone(path, tmp_path, capsys):
     processor.save_pretrained(tmp_path / "other")
     assert align_heads.main([str(tmp_path / "other"), str(tmp_path / "not")]) == 2
     assert "is no model of the small world, whose pictures have 128 pixels a side" in capsys.readouterr().err
+
+
+def test_patches_say_where_they_are_and_the_decoder_looks_at_marked_ones(path, world, tmp_path, capsys):
+    model, processor = align_heads.load(DEFAULT_CHECKPOINT)
+    channels, head = point_heads.point(model, processor, world, scenes=32, rows=64)
+    assert len(set(channels.all)) == 18
+    image = Image.fromarray(world.compose(np.random.default_rng(1)).pixels)
+    inputs = processor(task="visual_grounding", images=image, text="the dog", target=[0, 0, 9, 9], return_tensors="pt")
+    with torch.no_grad():
+        encoded = model.get_encoder()(**{name: inputs[name] for name in align_heads.OF_ENCODER})
+        patches = encoded.last_hidden_state[0, :64].unflatten(0, (8, 8))
+        assert (patches[..., channels.columns].argmax(-1) == torch.arange(8)).float().mean() > 0.9
+        assert (patches[..., channels.rows].argmax(-1) == torch.arange(8)[:, None]).float().mean() > 0.9
+        seen = []
+        for marked in ([], [3, 40]):
+            encoded.last_hidden_state[..., channels.mark] = 0
+            encoded.last_hidden_state[:, marked, channels.mark] = 2
+            out = model(encoder_outputs=encoded, labels=inputs["labels"], output_attentions=True)
+            seen.append([weights[0, head][:, [3, 40]].sum(-1) for weights in out.cross_attentions])
+    for before, after in zip(*seen, strict=True):
+        assert before.max() < 0.05 and after.min() > 0.95
+
+    words = [DEFAULT_CHECKPOINT, str(tmp_path / "out"), "--cache", str(path.parent), "--scenes", "32", "--rows", "64"]
+    assert point_heads.main(words) == 0
+    again = OFAForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
+    capsys.readouterr()
+    assert point_heads.main(words) == 0 and capsys.readouterr().out == ""
+    assert point_heads.main([str(tmp_path / "nothing"), str(tmp_path / "not")]) == 2
+    assert capsys.readouterr().err.startswith("point_heads.py: error: ")
 
 
 # --- the embedded checkpoint -----------------------------------------------------------------------------------------

@@ -48,6 +48,18 @@ TRAINING_PARTS: dict[str, Mapping[str, float]] = {
         "image_text_matching": 1.5, "image_classification": 1, "object_detection": 1.5,
         **dict.fromkeys(TEXT_TASKS, 0.15),
     },
+    # Mostly what asks about a thing that is somewhere, for heads that look there.
+    "places": {
+        "caption": 2, "grounded_caption": 0.5, "visual_grounding": 6, "vqa": 6, "visual_entailment": 2,
+        "image_text_matching": 1, "image_classification": 0.5, "object_detection": 1,
+        **dict.fromkeys(TEXT_TASKS, 0.05),
+    },
+    # And all of them by themselves again.
+    "pointed": {
+        "caption": 5, "grounded_caption": 0.7, "visual_grounding": 4, "vqa": 8, "visual_entailment": 4,
+        "image_text_matching": 2, "image_classification": 1, "object_detection": 2,
+        **dict.fromkeys(TEXT_TASKS, 0.15),
+    },
 }  # fmt: skip
 # Many objects in a picture, for the ResNet, which looks at each of them by itself.
 _OPTIONS: dict[str, Mapping[str, Any]] = {
