@@ -47,6 +47,7 @@ _BATCH = 16
 _MARK, _MASS = 8.0, 2.0  # how far the channels of the first layer's heads stand out from the others
 _PLACE = 3.0  # the same, of a place at the rim
 _SEEN = 3.0  # how far all of them stand out for the decoder
+_NEXT_TO_NOTHING = 1e-4
 _LOGIT = 48.0  # of a patch whose mark is one, before it is scaled
 
 
@@ -139,6 +140,12 @@ def telling_directions(
     return directions.float(), (middle - directions @ mean).float()
 
 
+def hush(module: nn.Linear, rows: Sequence[int] | slice) -> None:
+    """Makes these outputs next to nothing. Of nothing no gradient would ever come, and DoRA divides by its length."""
+    module.weight[rows] = _NEXT_TO_NOTHING * torch.randn_like(module.weight[rows])
+    module.bias[rows] = 0
+
+
 def clear_channels(model: OFAForConditionalGeneration) -> Channels:
     """Takes the channels that matter least from all else in the encoder, and from what the decoder reads of it."""
     encoder, decoder = model.get_encoder(), model.get_decoder()
@@ -153,7 +160,7 @@ def clear_channels(model: OFAForConditionalGeneration) -> Channels:
         norm.weight[chosen] = norm.bias[chosen] = 0
     for layer in encoder.layers:
         for module in (layer.self_attn.out_proj, layer.fc2):
-            module.weight[chosen] = module.bias[chosen] = 0
+            hush(module, chosen)
         for norm in (layer.self_attn_layer_norm, layer.self_attn_mid_layer_norm, layer.final_layer_norm):
             norm.weight[chosen], norm.bias[chosen] = 1, 0
     for module in [
@@ -250,12 +257,12 @@ def look_at_marks(decoder: OFADecoder, channels: Channels, directions: torch.Ten
     head = int(importance.argmin())
     rows = slice(head * width, (head + 1) * width)
     for module in (decoder.cross_pos_q_linear, decoder.cross_pos_k_linear):
-        module.weight[rows] = module.bias[rows] = 0
+        hush(module, rows)
     for one in attentions:
         for module, size in ((one.k_proj, 0.05), (one.v_proj, 0.1)):
             module.weight[:, channels.all] = torch.randn(len(module.weight), len(channels.all)) * size
         for module in (one.q_proj, one.k_proj, one.v_proj):
-            module.weight[rows] = module.bias[rows] = 0
+            hush(module, rows)
         one.q_proj.bias[rows.start] = one.k_proj.weight[rows.start, channels.mark] = _LOGIT**0.5
         free = rows.start
         for weight, bias in ((torch.eye(one.v_proj.in_features)[channels.places], 0), (directions, offsets)):

@@ -470,7 +470,7 @@ def test_a_word_that_is_rewarded_is_said_more_often(trainer):
         model,
         processing_class=processor,
         data_collator=None,
-        max_steps=10,
+        max_steps=14,
         learning_rate=2e-4,
         optim="adamw_torch",
         lr_scheduler_type="constant",
