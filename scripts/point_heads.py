@@ -45,7 +45,7 @@ SCENES, ROWS = 320, 640
 _SEED, _FIRST = 91, 10_000_000  # of rows that no run has
 _BATCH = 16
 _MARK, _MASS = 8.0, 2.0  # how far the channels of the first layer's heads stand out from the others
-_PLACE = 3.0  # the same, of a place at the rim
+_PLACE = 3.0  # the same, of a patch's column and row
 _SEEN = 3.0  # how far all of them stand out for the decoder
 _NEXT_TO_NOTHING = 1e-4
 _LOGIT = 48.0  # of a patch whose mark is one, before it is scaled
@@ -112,7 +112,7 @@ def telling_directions(
     words = [word for thing in THINGS for word in (thing, plural(thing))]
     names = torch.tensor(sorted({tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in words}))
     states, kinds = [], []  # kinds: 0 for a patch, 1 for a word, 2 for a name
-    tasks = [task for task in SCENE_TASKS if task != "text_infilling"]
+    tasks = list(SCENE_TASKS)
     for start in range(_FIRST, _FIRST + number, _BATCH):
         batch = collate(
             [
@@ -122,8 +122,8 @@ def telling_directions(
         )
         got, _ = first_states(model.get_encoder(), batch)
         ids = batch["input_ids"]
-        kind = torch.nn.functional.pad(1 + torch.isin(ids, names).long(), (got.shape[1] - ids.shape[1], 0))
-        there = torch.nn.functional.pad(ids != tokenizer.pad_token_id, (got.shape[1] - ids.shape[1], 0), value=True)
+        kind = nn.functional.pad(1 + torch.isin(ids, names).long(), (got.shape[1] - ids.shape[1], 0))
+        there = nn.functional.pad(ids != tokenizer.pad_token_id, (got.shape[1] - ids.shape[1], 0), value=True)
         states.append(got[there])
         kinds.append(kind[there])
     values, kind = torch.cat(states).double(), torch.cat(kinds)
@@ -191,7 +191,7 @@ def write_places(encoder: OFAEncoder, decoder: OFADecoder, channels: Channels) -
 def pass_on(
     encoder: OFAEncoder, heads: Sequence[int], channels: Channels, directions: torch.Tensor, offsets: torch.Tensor
 ) -> None:
-    """Makes heads of the first layer write the channels, in place of the four values of theirs that mattered least."""
+    """Makes heads of the first layer write the channels, in place of those values of theirs that mattered least."""
     attention = encoder.layers[0].self_attn
     importance = attention.v_proj.weight.norm(dim=1) * attention.out_proj.weight.norm(dim=0)
     for head in heads:
