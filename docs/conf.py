@@ -75,7 +75,7 @@ def _link(name: str) -> str:
 
 def complete(app: Any, docname: str, source: list[str]) -> None:
     """Makes of a page as GitHub shows it one of Sphinx: links out of the folder, and the order of pages."""
-    source[0] = re.sub(r"\]\(\.\./(\w+\.md)", r"](path:../\1", source[0])
+    source[0] = re.sub(r"\]\(\.\./([\w/]+\.md)", r"](path:../\1", source[0])
     if docname == root_doc:
         linked = re.findall(r"\]\((\w+)\.md\)", source[0])
         source[0] += "\n".join(["\n```{toctree}", ":hidden:", *dict.fromkeys(linked), "```\n"])
