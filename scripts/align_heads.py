@@ -13,7 +13,7 @@ training goes on from there (docs/world.md).
 import argparse
 import logging
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -28,6 +28,7 @@ from world.words import plural
 
 from modeling_ofa import OFAForConditionalGeneration, OFAProcessor
 from modeling_ofa.cli.errors import first_line
+from modeling_ofa.layers_ofa import OFAAttention
 from modeling_ofa.vision_ofa import PATCH_SIZE
 
 
@@ -166,16 +167,23 @@ def discriminant(patches: States, words: States) -> tuple[np.ndarray, np.ndarray
     return directions, (patches.mean + words.mean) / 2
 
 
+def importance(*attentions: OFAAttention) -> torch.Tensor:
+    """Gives how much each head matters in all of these together, `(heads,)`, by its factor, values and outputs."""
+    width = attentions[0].head_dim
+    return sum(
+        one.c_attn.detach().abs()
+        * one.v_proj.weight.detach().unflatten(0, (-1, width)).norm(dim=(1, 2))
+        * one.out_proj.weight.detach().unflatten(1, (-1, width)).norm(dim=(0, 2))
+        for one in attentions
+    )
+
+
 def set_heads(model: OFAForConditionalGeneration, directions: np.ndarray, middle: np.ndarray) -> list[int]:
     """Makes those heads of the first layer compare whose values and outputs are the smallest, and says which."""
     encoder = model.get_encoder()
     attention = encoder.layers[0].self_attn
     width = attention.head_dim
-    values, outputs = (
-        weight.detach().unflatten(axis, (-1, width)).norm(dim=other)
-        for weight, axis, other in ((attention.v_proj.weight, 0, (1, 2)), (attention.out_proj.weight, 1, (0, 2)))
-    )
-    chosen = (attention.c_attn.detach().abs() * values * outputs).argsort()[: len(HEADS)].tolist()
+    chosen = importance(attention).argsort()[: len(HEADS)].tolist()
     texts, pictures = encoder.token_rel_pos_table_list[0].weight, encoder.image_rel_pos_table_list[0].weight
     here = encoder.token_buckets[encoder.max_length - 1]  # the distance of nothing
     with torch.no_grad():
@@ -208,22 +216,35 @@ def load(checkpoint: Path) -> tuple[OFAForConditionalGeneration, OFAProcessor]:
     return OFAForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval(), processor
 
 
-def save(model: OFAForConditionalGeneration, processor: OFAProcessor, output: Path) -> None:
-    """Writes a folder, whole or not at all."""
+def rewrite(
+    checkpoint: Path, output: Path, change: Callable[[OFAForConditionalGeneration, OFAProcessor], object]
+) -> None:
+    """
+    Changes a model of the small world, and writes a folder, whole or not at all; one that is there stays.
+
+    Raises:
+        ValueError: It is not one.
+    """
+    if output.exists():
+        logger.info("%s is there", output)
+        return
+    model, processor = load(checkpoint)
+    change(model, processor)
     part = output.with_name(f"{output.name}.part")
-    processor.save_pretrained(part)
+    OFAProcessor.from_pretrained(checkpoint).save_pretrained(part)  # the used one would keep how it padded
     model.save_pretrained(part)
     print(part.rename(output))
 
 
-def run(args: argparse.Namespace) -> None:
-    if args.output.exists():
-        logger.info("%s is there", args.output)
-        return
-    model, processor = load(args.checkpoint)
-    directions, middle = discriminant(*collect(model, processor, load_world(str(args.cache / FILE)), args.scenes))
+def align(model: OFAForConditionalGeneration, processor: OFAProcessor, world: World, scenes: int) -> None:
+    """Does all of it, in place."""
+    directions, middle = discriminant(*collect(model, processor, world, scenes))
     logger.info("heads %s", ", ".join(map(str, set_heads(model, directions, middle))))
-    save(model, processor, args.output)
+
+
+def run(args: argparse.Namespace) -> None:
+    world = load_world(str(args.cache / FILE))
+    rewrite(args.checkpoint, args.output, lambda *loaded: align(*loaded, world, args.scenes))
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from align_heads import OF_ENCODER, asked_scenes, first_token, load, patches_of, save
+from align_heads import OF_ENCODER, asked_scenes, first_token, importance, patches_of, rewrite
 from PIL import Image
 from torch import nn
 from world.artwork import CACHE, FILE, WorldError
@@ -47,8 +47,9 @@ _BATCH = 16
 _MARK, _MASS = 8.0, 2.0  # how far the channels of the first layer's heads stand out from the others
 _PLACE = 3.0  # the same, of a patch's column and row
 _SEEN = 3.0  # how far all of them stand out for the decoder
-_NEXT_TO_NOTHING = 1e-4
+NEXT_TO_NOTHING = 1e-4
 _LOGIT = 48.0  # of a patch whose mark is one, before it is scaled
+PATCH, FIRST, WORD, NAME = range(4)  # of what the first layer gets; the first token is a word like others
 
 
 class Channels(NamedTuple):
@@ -98,20 +99,36 @@ def best_heads(model: OFAForConditionalGeneration, processor: OFAProcessor, worl
     return np.argsort(-contrast)[:HEADS].tolist()
 
 
-def telling_directions(
-    model: OFAForConditionalGeneration, processor: OFAProcessor, world: World, channels: Channels, number: int
+def least_squares(
+    values: torch.Tensor, wanted: torch.Tensor, weights: torch.Tensor, part: float = 1e-3
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """
-    Finds, by least squares over rows of all tasks, what tells words that name things from all else, and patches from
-    words, without the channels.
+    Finds what of rows `(rows, width)` tells what is wanted of them, `(rows, outputs)`, by weights `(rows,)`; `part` of
+    the mean spread is added to each.
 
     Returns:
-        Directions of shape `(2, d_model)`, and what to add to their products, `(2,)`.
+        Directions of shape `(outputs, width)`, and what to add to their products, `(outputs,)`.
+    """
+    weights = weights / weights.sum()
+    mean, middle = weights @ values, weights @ wanted
+    centred = (values - mean) * weights[:, None]
+    spread = centred.T @ (values - mean)
+    spread += part * spread.trace() / len(spread) * torch.eye(len(spread), dtype=spread.dtype)
+    directions = torch.linalg.solve(spread, centred.T @ (wanted - middle)).T
+    return directions.float(), (middle - directions @ mean).float()
+
+
+def states_of_rows(
+    model: OFAForConditionalGeneration, processor: OFAProcessor, world: World, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Gives what the first layer's attention gets of so many rows of all tasks, `(states, d_model)`, and of each whether
+    it is a `PATCH`, the `FIRST` token, another `WORD` or the `NAME` of a thing, `(states,)`.
     """
     tokenizer, collate = processor.tokenizer, DataCollatorForOFA(processor)
     words = [word for thing in THINGS for word in (thing, plural(thing))]
     names = torch.tensor(sorted({tokenizer(f" {word}", add_special_tokens=False)["input_ids"][0] for word in words}))
-    states, kinds = [], []  # kinds: 0 for a patch, 1 for a word, 2 for a name
+    states, kinds = [], []
     tasks = list(SCENE_TASKS)
     for start in range(_FIRST, _FIRST + number, _BATCH):
         batch = collate(
@@ -122,32 +139,45 @@ def telling_directions(
         )
         got, _ = first_states(model.get_encoder(), batch)
         ids = batch["input_ids"]
-        kind = nn.functional.pad(1 + torch.isin(ids, names).long(), (got.shape[1] - ids.shape[1], 0))
-        there = nn.functional.pad(ids != tokenizer.pad_token_id, (got.shape[1] - ids.shape[1], 0), value=True)
+        kind = torch.where(torch.isin(ids, names), NAME, WORD)
+        kind[:, 0] = FIRST
+        patches = got.shape[1] - ids.shape[1]
+        there = nn.functional.pad(ids != tokenizer.pad_token_id, (patches, 0), value=True)
         states.append(got[there])
-        kinds.append(kind[there])
-    values, kind = torch.cat(states).double(), torch.cat(kinds)
+        kinds.append(nn.functional.pad(kind, (patches, 0), value=PATCH)[there])
+    return torch.cat(states).double(), torch.cat(kinds)
+
+
+def telling_directions(
+    model: OFAForConditionalGeneration, processor: OFAProcessor, world: World, channels: Channels, number: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Finds, by least squares over rows of all tasks, what tells words that name things from all else, and patches from
+    words, without the channels.
+
+    Returns:
+        Directions of shape `(2, d_model)`, and what to add to their products, `(2,)`.
+    """
+    values, kind = states_of_rows(model, processor, world, number)
     values[:, channels.all] = 0
+    kind[kind == FIRST] = WORD
     weights = 1 / kind.bincount().double()[kind]  # each kind counts as much
-    weights /= weights.sum()
-    wanted = torch.stack([kind == 2, kind == 0], dim=1).double()
-    mean, middle = weights @ values, weights @ wanted
-    centred = (values - mean) * weights[:, None]
-    spread = centred.T @ (values - mean)
-    spread += 1e-3 * spread.trace() / len(spread) * torch.eye(len(spread), dtype=spread.dtype)
-    directions = torch.linalg.solve(spread, centred.T @ (wanted - middle)).T
+    directions, offsets = least_squares(values, torch.stack([kind == NAME, kind == PATCH], dim=1).double(), weights)
     directions[:, channels.all] = 0
-    return directions.float(), (middle - directions @ mean).float()
+    return directions, offsets
 
 
 def hush(module: nn.Linear, rows: Sequence[int] | slice) -> None:
     """Makes these outputs next to nothing. Of nothing no gradient would ever come, and DoRA divides by its length."""
-    module.weight[rows] = _NEXT_TO_NOTHING * torch.randn_like(module.weight[rows])
+    module.weight[rows] = NEXT_TO_NOTHING * torch.randn_like(module.weight[rows])
     module.bias[rows] = 0
 
 
-def clear_channels(model: OFAForConditionalGeneration) -> Channels:
-    """Takes the channels that matter least from all else in the encoder, and from what the decoder reads of it."""
+def clear_channels(model: OFAForConditionalGeneration, number: int, taken: Sequence[int] = ()) -> list[int]:
+    """
+    Takes so many channels from all else in the encoder, and from what the decoder reads of it: those that matter
+    least, but for these, which are taken.
+    """
     encoder, decoder = model.get_encoder(), model.get_decoder()
     readers = [
         module
@@ -155,7 +185,9 @@ def clear_channels(model: OFAForConditionalGeneration) -> Channels:
         for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj, layer.fc1)
     ]
     reading = torch.stack([module.weight.norm(dim=0) for module in readers]).mean(dim=0)
-    chosen = (reading * encoder.layernorm_embedding.weight.abs()).argsort()[: 2 + 2 * _SIDE].tolist()
+    reading = reading * encoder.layernorm_embedding.weight.abs()
+    reading[list(taken)] = torch.inf
+    chosen = reading.argsort()[:number].tolist()
     for norm in (encoder.layernorm_embedding, encoder.patch_layernorm_embedding):
         norm.weight[chosen] = norm.bias[chosen] = 0
     for layer in encoder.layers:
@@ -169,7 +201,7 @@ def clear_channels(model: OFAForConditionalGeneration) -> Channels:
     ]:
         module.weight[:, chosen] = 0
     encoder.layer_norm.weight[chosen], encoder.layer_norm.bias[chosen] = _SEEN, 0
-    return Channels(chosen[0], chosen[1], chosen[2 : 2 + _SIDE], chosen[2 + _SIDE :])
+    return chosen
 
 
 def write_places(encoder: OFAEncoder, decoder: OFADecoder, channels: Channels) -> None:
@@ -247,14 +279,7 @@ def look_at_marks(decoder: OFADecoder, channels: Channels, directions: torch.Ten
         `int`: The head.
     """
     attentions = [layer.cross_attn for layer in decoder.layers]
-    width = attentions[0].head_dim
-    importance = sum(
-        one.c_attn.abs()
-        * one.v_proj.weight.unflatten(0, (-1, width)).norm(dim=(1, 2))
-        * one.out_proj.weight.unflatten(1, (-1, width)).norm(dim=(0, 2))
-        for one in attentions
-    )
-    head = int(importance.argmin())
+    head, width = int(importance(*attentions).argmin()), attentions[0].head_dim
     rows = slice(head * width, (head + 1) * width)
     for module in (decoder.cross_pos_q_linear, decoder.cross_pos_k_linear):
         hush(module, rows)
@@ -284,7 +309,8 @@ def point(
     model.set_attn_implementation("eager")  # which gives its weights
     heads = best_heads(model, processor, world, scenes)
     with torch.no_grad():
-        channels = clear_channels(model)
+        mark, mass, *places = clear_channels(model, 2 + 2 * _SIDE)
+        channels = Channels(mark, mass, places[:_SIDE], places[_SIDE:])
         directions, offsets = telling_directions(model, processor, world, channels, rows)
         write_places(encoder, decoder, channels)
         pass_on(encoder, heads, channels, directions, offsets)
@@ -294,13 +320,8 @@ def point(
 
 
 def run(args: argparse.Namespace) -> None:
-    if args.output.exists():
-        logger.info("%s is there", args.output)
-        return
-    model, processor = load(args.checkpoint)
-    point(model, processor, load_world(str(args.cache / FILE)), args.scenes, args.rows)
-    unused = OFAProcessor.from_pretrained(args.checkpoint)  # the other one would keep how it padded
-    save(model, unused, args.output)
+    world = load_world(str(args.cache / FILE))
+    rewrite(args.checkpoint, args.output, lambda *loaded: point(*loaded, world, args.scenes, args.rows))
 
 
 def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:

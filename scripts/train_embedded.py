@@ -39,6 +39,7 @@ TRAINING_DATA = (
     (Path("runs/world/lessons"), 3, {"lessons": 150_000}),
     (Path("runs/world/places"), 5, {"places": 60_000}),
     (Path("runs/world/pointed"), 4, {"pointed": 130_000}),
+    (Path("runs/world/counted"), 7, {"counted": 160_000}),
 )
 TEST_ROWS = 500
 # Runs in their order, with their scripts; recipes and folders, in runs/, are called like them.
@@ -49,11 +50,14 @@ RUNS = {
     "world_lessons": "pretrain",
     "world_places": "pretrain",
     "world_pointed": "pretrain",
+    "world_middles": "pretrain_backbone",
+    "world_counted": "pretrain",
 }
 # Runs that begin with something computed: by which script, of which run, and the name of what it writes.
 COMPUTED = {
     "world_tasks": ("align_heads", "world_model", "world_aligned"),
     "world_places": ("point_heads", "world_lessons", "world_marked"),
+    "world_counted": ("count_heads", "world_middles", "world_countable"),
 }
 LONGEST_ANSWER = 64  # tokens: a caption or the boxes of five things
 DRAWINGS = "world_drawings.json"
@@ -82,7 +86,7 @@ def build(work: Path, cache: Path) -> None:
 
 
 def train(work: Path, cache: Path, processes: int, settings: Sequence[str] = ()) -> None:
-    """Trains the ResNet, then the rest, with these settings in place of the recipes'; what is over ends at once."""
+    """Makes all runs, with these settings in place of the recipes'; what is over ends at once."""
     for name, script in RUNS.items():
         if name in COMPUTED:
             computing, source, made = COMPUTED[name]

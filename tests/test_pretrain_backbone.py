@@ -14,7 +14,14 @@ from datasets import Dataset
 from PIL import Image
 from safetensors.torch import load_file
 
-from modeling_ofa import DEFAULT_CHECKPOINT, OFAConfig, OFAImageProcessorPil, OFATokenizer
+from modeling_ofa import (
+    DEFAULT_CHECKPOINT,
+    OFAConfig,
+    OFAForConditionalGeneration,
+    OFAImageProcessorPil,
+    OFAProcessor,
+    OFATokenizer,
+)
 from modeling_ofa.data.example import complete
 from modeling_ofa.data.readers import EXAMPLE_FEATURES
 from modeling_ofa.modeling_ofa import OFAEncoder
@@ -88,6 +95,19 @@ def test_a_patch_has_the_name_of_the_smallest_box_around_its_middle():
     expected = torch.tensor([50, 30, 10, 48]) / 128
     torch.testing.assert_close(batch["sides"].view(2, 4, 4, 4)[0, 2, 2], expected)
     assert not batch["sides"][1].any()
+    middles = batch["middles"].view(2, 4, 4)
+    assert middles.sum(dim=(1, 2)).tolist() == [2, 0]
+    # That of the thing, at (60, 89), is in the third row, and between the second column and the third.
+    assert middles[0, 2, 1] > middles[0, 2, 2] > middles[0, 1, 1] and middles[0, :2, :].sum() > middles[0, 3].sum()
+
+
+def test_middles_are_shared_by_the_patches_around_them():
+    boxes = np.array([[0.0, 0.0, 0.25, 0.25], [0.5, 0.5, 1.0, 0.75], [0.9, 0.9, 1.0, 1.0]])
+    middles = script.middles_of(boxes, 4, 4)
+    assert middles.sum() == pytest.approx(3) and middles[3, 3] == 1
+    assert middles[0, 0] == 1
+    assert middles[2, 2:].tolist() == [0.5, 0.5]
+    assert not script.middles_of(boxes[:0], 4, 4).any()
 
 
 def test_names_that_begin_with_the_same_token_have_one_place():
@@ -129,6 +149,35 @@ def test_it_learns_and_a_model_begins_with_what_it_learned(data, tmp_path, capsy
     assert state["global_step"] == 31 and len(state["log_history"]) >= len(losses)
     again = load_file(tmp_path / "run" / "backbone.safetensors")
     assert 0 < (again["conv1.weight"] - weights["conv1.weight"]).abs().max() < 0.1
+
+
+def test_the_resnet_of_a_model_goes_on_and_tells_middles(data, tmp_path, capsys):
+    more = [
+        "--checkpoint",
+        DEFAULT_CHECKPOINT,
+        "--ground_weight",
+        "0",
+        "--middles_weight",
+        "20",
+        "--model_config",
+        "{}",
+    ]
+    assert script.main(words(data, tmp_path / "run", *more, "--learning_rate", "1e-3")) == 0
+    assert capsys.readouterr().out.strip().splitlines()[-1] == str(tmp_path / "run")
+    before, after = (
+        OFAForConditionalGeneration.from_pretrained(one, dtype=torch.float32)
+        for one in (DEFAULT_CHECKPOINT, tmp_path / "run")
+    )
+    changed = [
+        name
+        for (name, one), other in zip(before.state_dict().items(), after.state_dict().values(), strict=True)
+        if not torch.equal(one, other)
+    ]
+    assert changed and all("embed_images" in name for name in changed)
+    assert OFAProcessor.from_pretrained(tmp_path / "run").answers
+    state = json.loads((tmp_path / "run" / "trainer_state.json").read_text(encoding="utf-8"))
+    losses = [entry["loss"] for entry in state["log_history"] if "loss" in entry]
+    assert losses[-1] < 0.7 * losses[0]
 
 
 @pytest.mark.parametrize(

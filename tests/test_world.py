@@ -29,9 +29,11 @@ sys.path.append(str(ROOT / "scripts"))  # at the end: it has an evaluate.py
 
 import align_heads  # noqa: E402
 import build_world  # noqa: E402
+import count_heads  # noqa: E402
 import evaluate_embedded  # noqa: E402
 import point_heads  # noqa: E402
 import train_embedded  # noqa: E402
+from pretrain_backbone import middles_of  # noqa: E402
 from world import artwork  # noqa: E402
 from world.artwork import CACHE, FILE, SETS, TRAIN_DESIGNS, Drawings, WorldError  # noqa: E402
 from world.grounds import COLOURS, draw_ground  # noqa: E402
@@ -284,6 +286,8 @@ def test_captions_count_equal_objects():
     assert caption(["cat", "dog", "palm", "dog"]) == "a cat and two dogs and a palm"
     assert caption(["pants", "apple"]) == "pants and an apple"
     assert caption([]) == "nothing"
+    words = ("hourglass", "snowman", "trophy", "cherry", "bus", "church", "fox", "key")
+    assert [plural(word)[-3:] for word in words] == ["ses", "men", "ies", "ies", "ses", "hes", "xes", "eys"]
 
 
 def test_captions_of_most_objects_fit_what_captions_are_decoded_with():
@@ -689,6 +693,45 @@ def test_patches_say_where_they_are_and_the_decoder_looks_at_marked_ones(path, w
     assert point_heads.main(words) == 0 and capsys.readouterr().out == ""
     assert point_heads.main([str(tmp_path / "nothing"), str(tmp_path / "not")]) == 2
     assert capsys.readouterr().err.startswith("point_heads.py: error: ")
+
+
+def test_patches_look_for_others_of_their_kind_and_the_decoder_at_middles(path, world, tmp_path, capsys):
+    model, processor = align_heads.load(DEFAULT_CHECKPOINT)
+    scale = {"scenes": 160, "names": 64, "rows": 64}
+    (middle, others), head, at_middles = count_heads.count(model, processor, world, **scale)
+    encoder = model.get_encoder()
+    things = [world.compose(np.random.default_rng(seed), counts=(2, 3, 4)) for seed in range(32)]
+    images = [Image.fromarray(scene.pixels) for scene in things]
+    inputs = processor(task="caption", images=images, target=["a dog"] * 32, return_tensors="pt")
+    with torch.no_grad():
+        encoded = encoder(**{name: inputs[name] for name in align_heads.OF_ENCODER}, output_attentions=True)
+    last, weights = encoded.last_hidden_state, encoded.attentions[0][:, head]
+    told = last[:, :64, middle].flatten().numpy()
+    expected = np.concatenate([middles_of(scene.boxes / 128, 8, 8).ravel() for scene in things])
+    assert np.corrcoef(told, expected)[0, 1] > 0.6
+
+    from_patches = weights[:, :64].unflatten(1, (8, 8))
+    assert from_patches[:, 3, 3, :64].unflatten(1, (8, 8))[:, 1:6, 1:6].max() < 1e-6  # itself, and what is beside it
+    elsewhere = weights[:, :64, :64].sum(-1)
+    assert np.corrcoef(elsewhere.flatten(), last[:, :64, others].flatten())[0, 1] > 0.9
+
+    seen = []
+    for shown in ([], [3, 40]):
+        encoded.last_hidden_state[..., middle] = 0
+        encoded.last_hidden_state[:, shown, middle] = 2
+        with torch.no_grad():
+            out = model(encoder_outputs=encoded, labels=inputs["labels"], output_attentions=True)
+        seen.append([weights[:, at_middles][..., [3, 40]].sum(-1).mean() for weights in out.cross_attentions])
+    assert all(after > 5 * before for before, after in zip(*seen, strict=True))
+
+    words = [DEFAULT_CHECKPOINT, str(tmp_path / "out"), "--cache", str(path.parent)]
+    words += [word for name, number in scale.items() for word in (f"--{name}", str(number))]
+    assert count_heads.main(words) == 0
+    again = OFAForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    assert all(torch.equal(weight, again[name]) for name, weight in model.state_dict().items())
+    capsys.readouterr()
+    assert count_heads.main([str(tmp_path / "nothing"), str(tmp_path / "not")]) == 2
+    assert capsys.readouterr().err.startswith("count_heads.py: error: ")
 
 
 # --- the embedded checkpoint -----------------------------------------------------------------------------------------

@@ -60,10 +60,17 @@ TRAINING_PARTS: dict[str, Mapping[str, float]] = {
         "image_text_matching": 2, "image_classification": 1, "object_detection": 2,
         **dict.fromkeys(TEXT_TASKS, 0.15),
     },
+    # The same with more captions and questions, for heads that count.
+    "counted": {
+        "caption": 8, "grounded_caption": 1.5, "visual_grounding": 3, "vqa": 10, "visual_entailment": 3,
+        "image_text_matching": 1.5, "image_classification": 1.5, "object_detection": 1.5,
+        **dict.fromkeys(TEXT_TASKS, 0.1), "text_infilling": 0.4,
+    },
 }  # fmt: skip
 # Many objects in a picture, for the ResNet, which looks at each of them by itself.
 _OPTIONS: dict[str, Mapping[str, Any]] = {
-    "crowds": {"counts": (1, 2, 4, 8, 9, 10)}, "lessons": {"questions": (1, 6, 6)},
+    "crowds": {"counts": (1, 2, 4, 8, 9, 10)},
+    "lessons": {"questions": (1, 6, 6)}, "counted": {"questions": (1, 1, 3)},
 }  # fmt: skip
 # And of one to test on: each task by itself.
 TEST_PARTS: dict[str, Mapping[str, float]] = {task: {task: 1} for task in (*SCENE_TASKS, *TEXT_TASKS)}

@@ -29,8 +29,11 @@ PLURALS = {
     "fish": "fish",
     "fox": "foxes",
     "fries": "fries",
+    "hourglass": "hourglasses",
     "pants": "pants",
+    "snowman": "snowmen",
     "strawberry": "strawberries",
+    "trophy": "trophies",
 }
 _BARE = ("cheese", "corn", "fries", "milk", "pants", "popcorn", "wine")  # without an article
 
