@@ -134,7 +134,8 @@ def look_for_others(
     meant = weight @ (values[kind == FIRST].mean(dim=0).float() - middle)
     unscaled = attention.scaling**-0.5
     query, key = attention.q_proj, attention.k_proj
-    query.weight[head_rows] = nn.functional.pad(weight, (0, 0, 0, 1))
+    hush(query, head_rows)
+    query.weight[head_rows][:-1] = weight
     query.bias[head_rows] = nn.functional.pad(-weight @ middle, (0, 1), value=unscaled)
     last = unscaled * (-_WORD * patch + (_START - _WORD) * first)
     key.weight[head_rows] = torch.cat([weight - torch.outer(meant, first), last[None]])

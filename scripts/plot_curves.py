@@ -28,6 +28,8 @@ RUNS = {
     "lessons": ("then six", "#ff7f0e"),
     "places": ("heads that point: decoder", "#2ca02c"),
     "pointed": ("then all", "#d62728"),
+    "middles": ("it goes on", "#ff7f0e"),
+    "counted": ("heads that count", "#9467bd"),
 }
 # By the name of a picture its panels: title, data, what is drawn, of which runs.
 PICTURES = {
@@ -40,9 +42,14 @@ PICTURES = {
         ("Fashion-MNIST: accuracy on held-out pictures", "fashion_mnist", "eval_accuracy", ("plain", "lora")),
     ),
     "world": (
-        ("ResNet: names and boxes of patches", "world", "loss", ("backbone",)),
+        ("ResNet: names and boxes of patches", "world", "loss", ("backbone", "middles")),
         ("Model: tasks about pictures", "world", "loss_image_text", ("model",)),
-        ("All tasks as they are asked in the end", "world", "loss", ("tasks", "lessons", "places", "pointed")),
+        (
+            "All tasks as they are asked in the end",
+            "world",
+            "loss",
+            ("tasks", "lessons", "places", "pointed", "counted"),
+        ),
     ),
 }
 _COLUMNS = 3
