@@ -782,7 +782,7 @@ def test_one_command_makes_the_checkpoint_and_goes_on(path, tmp_path, monkeypatc
     words = ["--output", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--cache", str(path.parent)]
     words += ["--processes", "2", "--records", str(tmp_path / "records"), "--settings", "--use_cpu", "true"]
     words += ["--per_device_train_batch_size", "4", "--total_batch_size", "8", "--warmup_steps", "0"]
-    words += ["--lr_scheduler_type", "linear", "--lr_scheduler_kwargs", "{}", "--save_steps", "2"]
+    words += ["--lr_scheduler_type", "constant", "--lr_scheduler_kwargs", "{}", "--save_steps", "2"]
     words += ["--logging_steps", "1"]
     assert train_embedded.main([*words, "--max_steps", "2"]) == 0
     weights = (tmp_path / "out" / "model.safetensors").read_bytes()
