@@ -88,7 +88,7 @@ class PatchNamer(nn.Module):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.embed_tokens.weight, std=config.d_model**-0.5)
         self.sides = nn.Linear(config.d_model, 4)
-        self.middles = nn.Linear(self.embed_images.num_channels, 1)
+        self.middles = nn.Linear(self.embed_images.num_channels, 1) if middles_weight else None
         self.name_ids: torch.Tensor
         self.weights: torch.Tensor
         self.register_buffer("name_ids", torch.tensor(name_ids), persistent=False)
@@ -102,7 +102,7 @@ class PatchNamer(nn.Module):
             getattr(self, name).load_state_dict(getattr(encoder, name).state_dict())
         for module in (self.image_proj, self.embed_tokens):
             module.requires_grad_(False)
-        for module in (self.sides, self.middles):  # these learn first
+        for module in filter(None, (self.sides, self.middles)):  # these learn first
             nn.init.zeros_(module.weight)
 
     def forward(
@@ -131,7 +131,7 @@ class PatchNamer(nn.Module):
         inside = labels > 0
         errors = (self.sides(patches[inside]) - sides[inside]).abs()
         loss = loss + self.sides_weight * errors.sum() / max(1, errors.numel())
-        if self.middles_weight:
+        if self.middles is not None:
             loss = loss + self.middles_weight * nn.functional.mse_loss(self.middles(features)[..., 0], middles)
         return {"loss": loss, "logits": logits}
 
@@ -205,6 +205,8 @@ def run(recipe: BackboneRecipe, args: TrainingArguments) -> None:
         raise ValueError("Say with data which Examples of object_detection to train on.")
     if recipe.processor is None:
         raise ValueError("Say with processor whose tokens shall name patches: that of the model which this is for.")
+    if recipe.checkpoint and json.loads(recipe.model_config):
+        raise ValueError("Leave out model_config, which is of a new model, or checkpoint, which has its own.")
     if is_over(args.output_dir, args.max_steps):
         logger.info("%s: all %d steps are taken", args.output_dir, args.max_steps)
         return

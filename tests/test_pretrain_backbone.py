@@ -152,17 +152,9 @@ def test_it_learns_and_a_model_begins_with_what_it_learned(data, tmp_path, capsy
 
 
 def test_the_resnet_of_a_model_goes_on_and_tells_middles(data, tmp_path, capsys):
-    more = [
-        "--checkpoint",
-        DEFAULT_CHECKPOINT,
-        "--ground_weight",
-        "0",
-        "--middles_weight",
-        "20",
-        "--model_config",
-        "{}",
-    ]
-    assert script.main(words(data, tmp_path / "run", *more, "--learning_rate", "1e-3")) == 0
+    more = ["--checkpoint", DEFAULT_CHECKPOINT, "--model_config", "{}", "--learning_rate", "1e-3"]
+    more += ["--ground_weight", "0", "--middles_weight", "20"]
+    assert script.main(words(data, tmp_path / "run", *more)) == 0
     assert capsys.readouterr().out.strip().splitlines()[-1] == str(tmp_path / "run")
     before, after = (
         OFAForConditionalGeneration.from_pretrained(one, dtype=torch.float32)
@@ -183,6 +175,7 @@ def test_the_resnet_of_a_model_goes_on_and_tells_middles(data, tmp_path, capsys)
 @pytest.mark.parametrize(
     ("more", "message"),
     [
+        (["--checkpoint", DEFAULT_CHECKPOINT], "Leave out model_config"),
         (["--data", '{"format": "parquet", "path": "nowhere"}'], "nowhere"),
         (["--learning_rat", "1"], "did you mean 'learning_rate'"),
     ],
