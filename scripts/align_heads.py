@@ -13,7 +13,7 @@ training goes on from there (docs/world.md).
 import argparse
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -216,55 +216,60 @@ def load(checkpoint: Path) -> tuple[OFAForConditionalGeneration, OFAProcessor]:
     return OFAForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32).eval(), processor
 
 
-def rewrite(
-    checkpoint: Path, output: Path, change: Callable[[OFAForConditionalGeneration, OFAProcessor], object]
-) -> None:
-    """
-    Changes a model of the small world, and writes a folder, whole or not at all; one that is there stays.
-
-    Raises:
-        ValueError: It is not one.
-    """
-    if output.exists():
-        logger.info("%s is there", output)
-        return
-    model, processor = load(checkpoint)
-    change(model, processor)
-    part = output.with_name(f"{output.name}.part")
-    OFAProcessor.from_pretrained(checkpoint).save_pretrained(part)  # the used one would keep how it padded
-    model.save_pretrained(part)
-    print(part.rename(output))
-
-
 def align(model: OFAForConditionalGeneration, processor: OFAProcessor, world: World, scenes: int) -> None:
     """Does all of it, in place."""
     directions, middle = discriminant(*collect(model, processor, world, scenes))
     logger.info("heads %s", ", ".join(map(str, set_heads(model, directions, middle))))
 
 
-def run(args: argparse.Namespace) -> None:
-    world = load_world(str(args.cache / FILE))
-    rewrite(args.checkpoint, args.output, lambda *loaded: align(*loaded, world, args.scenes))
+def command(
+    log: logging.Logger,
+    about: str | None,
+    change: Callable[..., object],
+    numbers: Mapping[str, tuple[int, str]],
+    arguments: Sequence[str] | None,
+) -> int:
+    """
+    What this script does when it is called, and those that go on after it: changes a model of the small world, and
+    writes a folder, whole or not at all; one that is there stays.
 
+    Args:
+        log (`logging.Logger`): The script's, by its name.
+        about (`str`): What it is for.
+        change (`Callable`): Changes a model, given with its processor, the drawings and the numbers, in place.
+        numbers (`Mapping[str, tuple[int, str]]`): By its name what else can be said, as it is if not, and what it is.
+        arguments (`Sequence[str]`, *optional*): Those of the command line.
 
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    Returns:
+        `int`: The status of the process.
+    """
+    parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("checkpoint", type=Path, help="folder of a model of the small world")
     parser.add_argument("output", type=Path, help="folder to write; if there is one, it stays")
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the artwork (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="so many scenes are looked at (%(default)s)")
-    return parser.parse_args(arguments)
+    for name, (number, text) in numbers.items():
+        parser.add_argument(f"--{name}", type=int, default=number, help=f"{text} (%(default)s)")
+    args = parser.parse_args(arguments)
+    logging.basicConfig(format="%(message)s")
+    log.setLevel(logging.INFO)
+    try:
+        if args.output.exists():
+            log.info("%s is there", args.output)
+            return 0
+        model, processor = load(args.checkpoint)
+        change(model, processor, load_world(str(args.cache / FILE)), **{name: getattr(args, name) for name in numbers})
+        part = args.output.with_name(f"{args.output.name}.part")
+        OFAProcessor.from_pretrained(args.checkpoint).save_pretrained(part)  # the used one would keep how it padded
+        model.save_pretrained(part)
+        print(part.rename(args.output))
+    except (WorldError, ValueError, OSError, ImportError) as error:
+        print(f"{log.name}.py: error: {first_line(error)}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        run(parse_args(arguments))
-    except (WorldError, ValueError, OSError, ImportError) as error:
-        print(f"align_heads.py: error: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    return command(logger, __doc__, align, {"scenes": (SCENES, "so many scenes are looked at")}, arguments)
 
 
 if __name__ == "__main__":

@@ -10,25 +10,21 @@ them, if there are any, else at the first token, and another channel gets which 
 decoder a head looks at middles. Training goes on from there (docs/world.md).
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
-from align_heads import collect, discriminant, importance, rewrite
+from align_heads import collect, command, discriminant, importance
 from PIL import Image
 from point_heads import FIRST, NEXT_TO_NOTHING, PATCH, clear_channels, hush, least_squares, states_of_rows
 from pretrain_backbone import middles_of
 from torch import nn
-from world.artwork import CACHE, FILE, WorldError
 from world.scenes import World
-from world.splits import SIZE, SPLITS, load_world
+from world.splits import SIZE, SPLITS
 
 from modeling_ofa import OFAForConditionalGeneration, OFAProcessor
-from modeling_ofa.cli.errors import first_line
 from modeling_ofa.layers_ofa import image_distance_buckets
 from modeling_ofa.modeling_ofa import OFADecoder, OFAEncoder
 from modeling_ofa.vision_ofa import PATCH_SIZE
@@ -197,33 +193,13 @@ def count(
     return channels, head, at_middles
 
 
-def run(args: argparse.Namespace) -> None:
-    world = load_world(str(args.cache / FILE))
-    rewrite(args.checkpoint, args.output, lambda *loaded: count(*loaded, world, args.scenes, args.names, args.rows))
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder of a model of the small world")
-    parser.add_argument("output", type=Path, help="folder to write; if there is one, it stays")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the artwork (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="so many tell middles (%(default)s)")
-    parser.add_argument(
-        "--names", type=int, default=NAMES, help="scenes that tell what things differ by (%(default)s)"
-    )
-    parser.add_argument("--rows", type=int, default=ROWS, help="so many tell patches from words (%(default)s)")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        run(parse_args(arguments))
-    except (WorldError, ValueError, OSError, ImportError) as error:
-        print(f"count_heads.py: error: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    numbers = {
+        "scenes": (SCENES, "so many tell middles"),
+        "names": (NAMES, "scenes that tell what things differ by"),
+        "rows": (ROWS, "so many tell patches from words"),
+    }
+    return command(logger, __doc__, count, numbers, arguments)
 
 
 if __name__ == "__main__":

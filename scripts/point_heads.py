@@ -11,27 +11,23 @@ and where these are. In each layer of the decoder the head that matters least lo
 where they are and how far the sides of their thing. Training goes on from there (docs/world.md).
 """
 
-import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from align_heads import OF_ENCODER, asked_scenes, first_token, importance, patches_of, rewrite
+from align_heads import OF_ENCODER, asked_scenes, command, first_token, importance, patches_of
 from PIL import Image
 from torch import nn
-from world.artwork import CACHE, FILE, WorldError
 from world.scenes import World
-from world.splits import SIZE, load_world, make_example
+from world.splits import SIZE, make_example
 from world.tasks import SCENE_TASKS
 from world.things import THINGS
 from world.words import plural
 
 from modeling_ofa import OFAForConditionalGeneration, OFAProcessor
-from modeling_ofa.cli.errors import first_line
 from modeling_ofa.data.collator import DataCollatorForOFA
 from modeling_ofa.modeling_ofa import OFADecoder, OFAEncoder
 from modeling_ofa.vision_ofa import PATCH_SIZE
@@ -319,30 +315,12 @@ def point(
     return channels, head
 
 
-def run(args: argparse.Namespace) -> None:
-    world = load_world(str(args.cache / FILE))
-    rewrite(args.checkpoint, args.output, lambda *loaded: point(*loaded, world, args.scenes, args.rows))
-
-
-def parse_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("checkpoint", type=Path, help="folder of a model of the small world")
-    parser.add_argument("output", type=Path, help="folder to write; if there is one, it stays")
-    parser.add_argument("--cache", type=Path, default=CACHE, help="folder of the artwork (%(default)s)")
-    parser.add_argument("--scenes", type=int, default=SCENES, help="so many choose the heads (%(default)s)")
-    parser.add_argument("--rows", type=int, default=ROWS, help="so many tell names from other words (%(default)s)")
-    return parser.parse_args(arguments)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    logging.basicConfig(format="%(message)s")
-    logger.setLevel(logging.INFO)
-    try:
-        run(parse_args(arguments))
-    except (WorldError, ValueError, OSError, ImportError) as error:
-        print(f"point_heads.py: error: {first_line(error)}", file=sys.stderr)
-        return 2
-    return 0
+    numbers = {
+        "scenes": (SCENES, "so many choose the heads"),
+        "rows": (ROWS, "so many tell names from other words"),
+    }
+    return command(logger, __doc__, point, numbers, arguments)
 
 
 if __name__ == "__main__":
